@@ -1,0 +1,14 @@
+// One function a topic; module.cpp calls them all.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace obverse::python {
+
+void bind_errors(pybind11::module_& m);
+void bind_constraint(pybind11::module_& m);
+void bind_graph(pybind11::module_& m);
+void bind_minhash(pybind11::module_& m);
+void bind_trie(pybind11::module_& m);
+
+}  // namespace obverse::python

@@ -1,0 +1,10 @@
+#include "bind.hpp"
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Obverse's native core: graphs and samplers, tries and constraints, near-duplicates.";
+  obverse::python::bind_errors(m);
+  obverse::python::bind_graph(m);
+  obverse::python::bind_minhash(m);
+  obverse::python::bind_trie(m);
+  obverse::python::bind_constraint(m);
+}

@@ -1,0 +1,75 @@
+"""Obverse: sample targets, generate, check, embed, score, weigh, train, decode under constraints, evaluate, report.
+
+Public names load on first use, so ``import obverse`` stays quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from obverse.engine.api import check, decode, embed, evaluate, generate, run, sample, score, train, weigh
+    from obverse.engine.check.checker import Checker
+    from obverse.engine.decode.catalog import Catalog
+    from obverse.engine.embed.encoder import Encoder
+    from obverse.engine.graph.graph import KnowledgeGraph
+    from obverse.engine.graph.load import load_graph
+    from obverse.engine.losses import SequenceWeightedCrossEntropy, WeightedCrossEntropy, weighted_cross_entropy
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Catalog": "obverse.engine.decode.catalog",
+    "Checker": "obverse.engine.check.checker",
+    "Encoder": "obverse.engine.embed.encoder",
+    "KnowledgeGraph": "obverse.engine.graph.graph",
+    "SequenceWeightedCrossEntropy": "obverse.engine.losses",
+    "WeightedCrossEntropy": "obverse.engine.losses",
+    "check": "obverse.engine.api",
+    "decode": "obverse.engine.api",
+    "embed": "obverse.engine.api",
+    "evaluate": "obverse.engine.api",
+    "generate": "obverse.engine.api",
+    "load_graph": "obverse.engine.graph.load",
+    "run": "obverse.engine.api",
+    "sample": "obverse.engine.api",
+    "score": "obverse.engine.api",
+    "train": "obverse.engine.api",
+    "weigh": "obverse.engine.api",
+    "weighted_cross_entropy": "obverse.engine.losses",
+}
+
+__all__ = [
+    "Catalog",
+    "Checker",
+    "Encoder",
+    "KnowledgeGraph",
+    "SequenceWeightedCrossEntropy",
+    "WeightedCrossEntropy",
+    "__version__",
+    "check",
+    "decode",
+    "embed",
+    "evaluate",
+    "generate",
+    "load_graph",
+    "run",
+    "sample",
+    "score",
+    "train",
+    "weigh",
+    "weighted_cross_entropy",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'obverse' has no attribute '{name}'")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

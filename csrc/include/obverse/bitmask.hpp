@@ -1,0 +1,23 @@
+// Packed token sets: bit (t % 32) of word (t / 32) is token t; bits past the vocabulary are zero.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "obverse/span.hpp"
+
+namespace obverse {
+
+constexpr size_t kTokensPerWord = 32;
+
+/// Words of a mask over `vocab_size` tokens.
+constexpr size_t bitmask_words(size_t vocab_size) {
+  return (vocab_size + kTokensPerWord - 1) / kTokensPerWord;
+}
+
+inline void set_bit(span<int32_t> words, uint32_t token) {
+  auto& word = words[token / kTokensPerWord];
+  word = static_cast<int32_t>(static_cast<uint32_t>(word) | (1U << (token % kTokensPerWord)));
+}
+
+}  // namespace obverse

@@ -1,0 +1,1 @@
+"""The Python engine: one package per stage, tables in and tables out."""
