@@ -40,7 +40,7 @@ def sentencepiece_like() -> object:
         [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
     )
     specials = ["<unk>", "<s>", "</s>"]
-    corpus = [f"{name} [s] [r] [o] [e]" for name in ("New York City", "Hudson River", "United States", "a Paris", "a country on")]
+    corpus = "New York City Hudson River United States Paris a on country [s] [r] [o] [e]".split()
     tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(special_tokens=specials, show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 

@@ -1,0 +1,186 @@
+"""The stages as plain functions for notebooks and other programs: Arrow tables or data frames in, Arrow tables out.
+
+Settings are keyword arguments, named as in a recipe's section. Everything here is importable from ``obverse`` itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import pyarrow as pa
+from pydantic import BaseModel, ValidationError
+
+from obverse.engine.errors import InputError
+from obverse.engine.records.files import as_table
+from obverse.engine.records.schemas import require_columns
+
+if TYPE_CHECKING:
+    from obverse.engine.graph.graph import KnowledgeGraph
+
+__all__ = ["check", "decode", "embed", "evaluate", "generate", "run", "sample", "score", "train", "weigh"]
+
+Model = TypeVar("Model", bound=BaseModel)
+Task = Literal["extraction", "classification"]
+
+
+def _settings(kind: type[Model], values: Mapping[str, Any]) -> Model:
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"{first['msg']} (known: {', '.join(kind.model_fields)})", field=name, seen=first.get("input")
+        ) from None
+
+
+def sample(
+    graph: KnowledgeGraph | str | Path = "geography", *, samples: int, seed: int = 0, **settings: Any
+) -> pa.Table:
+    """Draw ``samples`` connected triplet sets from ``graph``; gives the TARGETS table, ids 0 to samples - 1.
+
+    Raises `InputError` for a graph that can't be read or a setting that `SampleSettings` doesn't have.
+    """
+    from obverse.engine.graph.graph import KnowledgeGraph
+    from obverse.engine.graph.load import load_graph
+    from obverse.engine.graph.sampling import SampleSettings, sample_targets
+
+    loaded = graph if isinstance(graph, KnowledgeGraph) else load_graph(graph)
+    return sample_targets(loaded, 0, samples, _settings(SampleSettings, {**settings, "samples": samples}), seed=seed)
+
+
+def generate(targets: Any, *, seed: int = 0, **settings: Any) -> pa.Table:
+    """Write a text for every target; gives the TEXTS table in the targets' order.
+
+    A row that fails has a null text and ``finish_reason`` ``error: ...``. Raises `BackendError` when the backend as a
+    whole fails, `MissingPackageError` when it is not installed.
+    """
+    from obverse.engine.generate.settings import GenerateSettings
+    from obverse.engine.generate.stage import generate as run_stage
+
+    table = as_table(targets)
+    require_columns(table, "id", what="targets")
+    return run_stage(table, _settings(GenerateSettings, settings), seed=seed)
+
+
+def check(
+    targets: Any,
+    texts: Any,
+    *,
+    held_out: Any = None,
+    aliases: Mapping[str, Sequence[str]] | None = None,
+    **settings: Any,
+) -> pa.Table:
+    """Check texts against targets, each other and held-out rows; gives the CHECKS table."""
+    from obverse.engine.check.checker import Checker
+    from obverse.engine.check.settings import CheckSettings
+
+    held = None if held_out is None else as_table(held_out)
+    checker = Checker(_settings(CheckSettings, settings), held_out=held, aliases=aliases)
+    return checker.check(as_table(targets), as_table(texts))
+
+
+def embed(texts: Any, **settings: Any) -> pa.Table:
+    """Embed ``texts`` (id, text); gives id and a unit vector, float16, per row."""
+    from obverse.engine.embed.encoder import Encoder
+    from obverse.engine.embed.settings import EmbedSettings
+    from obverse.engine.embed.vectors import embed_texts
+
+    table = as_table(texts)
+    require_columns(table, "id", "text", what="texts")
+    return embed_texts(table, Encoder(_settings(EmbedSettings, settings)))
+
+
+def score(vectors: Any, *, seed: int = 0, **settings: Any) -> pa.Table:
+    """Score each vector by its nearest neighbours among the others; gives the SCORES table."""
+    from obverse.engine.diversity.score import score_diversity
+    from obverse.engine.diversity.settings import ScoreSettings
+
+    table = as_table(vectors)
+    require_columns(table, "id", "vector", what="vectors")
+    return score_diversity(table, _settings(ScoreSettings, settings), seed=seed)
+
+
+def weigh(scored: Any, **settings: Any) -> pa.Table:
+    """Turn ``log_quality`` and ``log_diversity`` (with ``id``) into importance weights; gives the WEIGHTS table."""
+    from obverse.engine.weigh.settings import WeighSettings
+    from obverse.engine.weigh.weights import weigh_rows
+
+    table = as_table(scored)
+    require_columns(table, "id", "log_quality", "log_diversity", what="scored")
+    log_quality, log_diversity = (table[name].to_numpy() for name in ("log_quality", "log_diversity"))
+    return weigh_rows(table["id"].to_pylist(), log_quality, log_diversity, _settings(WeighSettings, settings))
+
+
+def train(
+    rows: Any,
+    out: str | Path,
+    *,
+    task: Task = "extraction",
+    method: str = "ce",
+    selection: Any = None,
+    seed: int = 0,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train on ``rows`` (id, text, triplets or label; ``sample_weight`` for imp, ``log_quality`` for dimp).
+
+    Writes a Hugging Face model folder ``out`` and gives the training's facts (loss curve, seconds, tokens/s).
+    """
+    from obverse.engine.train.settings import TrainSettings
+    from obverse.engine.train.trainer import train_model
+
+    table = as_table(rows)
+    require_columns(table, "id", "text", "triplets" if task == "extraction" else "label", what="training")
+    return train_model(
+        table,
+        _settings(TrainSettings, settings),
+        task=task,
+        method=method,
+        seed=seed,
+        out=Path(out),
+        labels=sorted(set(table["label"].to_pylist())) if task == "classification" else None,
+        selection=None if selection is None else as_table(selection),
+    )
+
+
+def decode(
+    model: str | Path, rows: Any, *, graph: KnowledgeGraph | str | Path | None = None, **settings: Any
+) -> pa.Table:
+    """Predict ``rows`` (id, text) with the model folder ``model``; gives the PREDICTIONS table.
+
+    With a ``graph``, extraction is constrained to its entities and relations.
+    """
+    import tempfile
+
+    from obverse.engine.decode.catalog import Catalog
+    from obverse.engine.decode.decoder import decode_rows
+    from obverse.engine.decode.settings import DecodeSettings
+    from obverse.engine.graph.graph import KnowledgeGraph
+    from obverse.engine.graph.load import load_graph
+
+    checked, table = _settings(DecodeSettings, settings), as_table(rows)
+    if graph is None:
+        return decode_rows(Path(model), table, checked, catalog=None, constrained=False)
+    loaded = graph if isinstance(graph, KnowledgeGraph) else load_graph(graph)
+    with tempfile.TemporaryDirectory() as scratch:
+        catalog = Catalog.cached(loaded.entities, loaded.relations, Path(model), Path(scratch))
+        return decode_rows(Path(model), table, checked, catalog=catalog, constrained=True)
+
+
+def evaluate(predictions: Any, *, task: Task = "extraction", seed: int = 0, **settings: Any) -> dict[str, Any]:
+    """Score a PREDICTIONS table: micro and macro P, R, F1 (or accuracy and macro-F1) with bootstrap intervals."""
+    from obverse.engine.evaluate.evaluate import evaluate as run_stage
+    from obverse.engine.evaluate.settings import EvaluateSettings
+
+    return run_stage(as_table(predictions), _settings(EvaluateSettings, settings), task=task, seed=seed)
+
+
+def run(recipe: str | Path, out: str | Path, *, overrides: Sequence[str] = ()) -> Path:
+    """Carry out a recipe file in the folder ``out``; goes on where an earlier run stopped."""
+    from obverse.engine.recipe import load_recipe
+    from obverse.engine.run.driver import run_recipe
+
+    checked, text = load_recipe(Path(recipe), overrides)
+    return run_recipe(checked, Path(out), text=text)

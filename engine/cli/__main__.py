@@ -1,0 +1,5 @@
+"""``python -m obverse.engine.cli``: the command without the installed script."""
+
+from obverse.engine.cli.main import main
+
+main()

@@ -1,0 +1,189 @@
+"""The verbs that make and look at data: ``sample``, ``generate``, ``check``, ``embed``, ``score``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from obverse.engine.check.settings import CheckSettings
+from obverse.engine.cli.options import from_options, input_file, output_file, quiet, seed, settings_options, task
+from obverse.engine.diversity.settings import ScoreSettings
+from obverse.engine.embed.settings import EmbedSettings
+from obverse.engine.generate.settings import GenerateSettings
+from obverse.engine.graph.sampling import SampleSettings
+from obverse.engine.records.progress import Progress
+
+__all__ = ["check", "embed", "generate", "sample", "score"]
+
+
+def _written(path: Path, rows: int) -> None:
+    click.echo(f"{path}: {rows:,} rows")
+
+
+@click.command()
+@click.option("-o", "--out", type=output_file, required=True, help="Parquet file to write.")
+@settings_options(SampleSettings)
+@seed()
+@quiet()
+def sample(out: Path, seed: int, quiet: bool, **options: Any) -> None:
+    """Draw connected triplet sets from a knowledge graph, relations and entities evenly covered.
+
+    The graph is `geography` (embedded), a folder that `KnowledgeGraph.save` wrote, TSV or Parquet triples,
+    N-Triples, or a Wikidata JSON dump.
+    """
+    from obverse.engine.graph.load import load_graph
+    from obverse.engine.graph.sampling import TargetSampler
+    from obverse.engine.records.schemas import TARGETS
+    from obverse.engine.records.shards import write_parquet
+
+    settings = from_options(SampleSettings, options)
+    progress = Progress(quiet=quiet)
+    with progress.task("graph", None, "edges") as advance:
+        graph = load_graph(settings.graph, on_progress=advance)
+    sampler = TargetSampler(graph, settings, seed)
+    tables = []
+    with progress.task("sample", settings.samples, "sets") as advance:
+        for start in range(0, settings.samples, 65_536):
+            tables.append(sampler.draw(min(65_536, settings.samples - start)))
+            advance(tables[-1].num_rows)
+    import pyarrow as pa
+
+    table = pa.concat_tables(tables) if tables else TARGETS.empty_table()
+    write_parquet(out, table)
+    _written(out, table.num_rows)
+
+
+@click.command()
+@click.argument("targets", type=input_file)
+@click.option("-o", "--out", type=output_file, required=True, help="Folder of Parquet shards to write.")
+@click.option("--shard-rows", type=click.IntRange(1), default=512, show_default=True, help="Rows a shard.")
+@settings_options(GenerateSettings)
+@seed()
+@quiet()
+def generate(targets: Path, out: Path, shard_rows: int, seed: int, quiet: bool, **options: Any) -> None:
+    """Write a text for every row of TARGETS (Parquet: id with triplets or label).
+
+    Whole shards are kept when the command is stopped; the same command goes on with the first missing one.
+    """
+    from obverse.engine.generate.stage import generate_shards
+    from obverse.engine.records.files import read_table
+    from obverse.engine.records.keys import content_hash
+    from obverse.engine.records.schemas import TEXTS, require_columns
+    from obverse.engine.records.shards import Shards, read_json, write_json
+
+    settings = from_options(GenerateSettings, options)
+    table = read_table(targets)
+    require_columns(table, "id", what="targets")
+    key = content_hash([settings.model_dump(mode="json"), seed, shard_rows, table["id"].to_pylist()])
+    marker = out / "_started.json"
+    if marker.exists() and read_json(marker)["key"] != key:
+        raise click.UsageError(f"{out} holds texts of other targets or settings; choose another --out")
+    write_json(marker, {"key": key})
+    shards = Shards(out, TEXTS)
+    done = set(shards.done())
+    parts = {i: table.slice(i * shard_rows, shard_rows) for i in range(-(-table.num_rows // shard_rows))}
+    todo = ((index, part) for index, part in parts.items() if index not in done)
+    with Progress(quiet=quiet).task("generate", table.num_rows, "rows", shards.num_rows()) as advance:
+        if len(done) < len(parts):
+            for index, texts in generate_shards(todo, settings, seed=seed, on_progress=advance):
+                shards.write(index, texts)
+    _written(out, shards.num_rows())
+
+
+@click.command()
+@click.argument("targets", type=input_file)
+@click.argument("texts", type=input_file)
+@click.option("-o", "--out", type=output_file, required=True, help="Parquet file to write.")
+@click.option("--held-out", type=input_file, help="Rows (text with triplets or label) that must not leak.")
+@click.option("--graph", default=None, help="Knowledge graph whose aliases count as mentions.")
+@task()
+@settings_options(CheckSettings)
+@quiet()
+def check(
+    targets: Path,
+    texts: Path,
+    out: Path,
+    held_out: Path | None,
+    graph: str | None,
+    task: str,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Check TEXTS against TARGETS; every row gets `kept` and, if dropped, the reason."""
+    import collections
+
+    from obverse.engine.check.checker import Checker
+    from obverse.engine.graph.load import load_graph
+    from obverse.engine.records.files import read_rows, read_table
+    from obverse.engine.records.shards import write_parquet
+
+    settings = from_options(CheckSettings, options)
+    aliases = None
+    if graph is not None:
+        entities = load_graph(graph).entities
+        aliases = dict(zip(entities["uri"].to_pylist(), entities["aliases"].to_pylist(), strict=True))
+    held = read_rows(held_out, task=task) if held_out else None
+    checker = Checker(settings, held_out=held, aliases=aliases)
+    text_table = read_table(texts)
+    with Progress(quiet=quiet).task("check", text_table.num_rows, "rows") as advance:
+        table = checker.check(read_table(targets), text_table)
+        advance(table.num_rows)
+    write_parquet(out, table)
+    kinds = collections.Counter(str(r).split(":")[0] for r in table["reason"].to_pylist() if r is not None)
+    _written(out, table.num_rows)
+    click.echo(f"kept {table.num_rows - sum(kinds.values()):,}; dropped " + (_counts(kinds) or "none"))
+
+
+def _counts(kinds: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} for {kind}" for kind, count in sorted(kinds.items(), key=lambda item: -item[1]))
+
+
+@click.command()
+@click.argument("texts", type=input_file)
+@click.option("-o", "--out", type=output_file, required=True, help="Parquet file to write.")
+@settings_options(EmbedSettings)
+@quiet()
+def embed(texts: Path, out: Path, quiet: bool, **options: Any) -> None:
+    """Embed the column `text` of TEXTS (with `id`) as unit vectors."""
+    from obverse.engine.embed.encoder import Encoder
+    from obverse.engine.embed.vectors import embed_texts
+    from obverse.engine.records.files import read_table
+    from obverse.engine.records.schemas import require_columns
+    from obverse.engine.records.shards import write_parquet
+
+    table = read_table(texts)
+    require_columns(table, "id", "text", what="texts")
+    encoder = Encoder(from_options(EmbedSettings, options))
+    with Progress(quiet=quiet).task("embed", table.num_rows, "texts") as advance:
+        vectors = embed_texts(table, encoder, on_progress=advance)
+    write_parquet(out, vectors)
+    _written(out, vectors.num_rows)
+
+
+@click.command()
+@click.argument("vectors", type=input_file)
+@click.option("-o", "--out", type=output_file, required=True, help="Parquet file to write.")
+@settings_options(ScoreSettings)
+@seed()
+@quiet()
+def score(vectors: Path, out: Path, seed: int, quiet: bool, **options: Any) -> None:
+    """Score each row of VECTORS (id, vector) by its nearest neighbours, and the set as a whole."""
+    import dataclasses
+    import json
+
+    from obverse.engine.diversity.score import score_with_report
+    from obverse.engine.diversity.set_metrics import set_metrics
+    from obverse.engine.records.files import read_table
+    from obverse.engine.records.schemas import require_columns
+    from obverse.engine.records.shards import write_parquet
+
+    table = read_table(vectors)
+    require_columns(table, "id", "vector", what="vectors")
+    settings = from_options(ScoreSettings, options)
+    with Progress(quiet=quiet).task("score", table.num_rows, "rows") as advance:
+        scores, index = score_with_report(table, settings, seed=seed, on_progress=advance)
+    write_parquet(out, scores)
+    _written(out, scores.num_rows)
+    click.echo(json.dumps({"index": dataclasses.asdict(index), "metrics": set_metrics(table, scores=scores)}, indent=1))

@@ -1,0 +1,89 @@
+"""The root command. Each verb's module is imported when the verb is used, so ``obverse --help`` is quick."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from obverse import __version__
+from obverse.engine.errors import ObverseError
+
+__all__ = ["main"]
+
+_VERBS = {
+    "run": ("pipeline", "Carry out a recipe, from targets to report; go on where a run stopped."),
+    "sample": ("data", "Draw target triplet sets from a knowledge graph."),
+    "generate": ("data", "Write a text for every target with a language model."),
+    "check": ("data", "Check texts: mentions, length, echo, duplicates, leaks."),
+    "embed": ("data", "Turn texts into vectors."),
+    "score": ("data", "Score diversity by nearest neighbours."),
+    "weigh": ("model", "Weigh samples: quality checker over diversity checker."),
+    "train": ("model", "Train an extractor or a classifier with weighted samples."),
+    "decode": ("model", "Predict with a trained model, under constraints if asked."),
+    "evaluate": ("model", "Precision, recall, F1 or accuracy with bootstrap intervals."),
+    "report": ("pipeline", "Write report.html and metrics.json of a run again."),
+    "catalog": ("tools", "Compile names into a token trie for constrained decoding."),
+    "bench": ("tools", "Measure this machine's rate at each stage."),
+    "doctor": ("tools", "Say what this machine can run, what is missing and how to get it."),
+}
+
+
+class _Verbs(click.Group):
+    """A group whose commands live in modules that are imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        module = importlib.import_module(f"obverse.engine.cli.{_VERBS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        import difflib
+
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], list(_VERBS), n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else f" The verbs are {', '.join(_VERBS)}."
+            raise click.UsageError(f"{error.message}{hint}", ctx) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, about) for name, (_, about) in _VERBS.items()])
+
+
+@click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="obverse")
+def obverse() -> None:
+    """Make training data with language models, weigh it, and learn from it.
+
+    \b
+    sample -> generate -> check -> embed -> score -> weigh -> train -> decode -> evaluate -> report
+
+    `obverse run RECIPE` does all of it; every stage also runs alone on files. `obverse VERB --help` tells more.
+    """
+
+
+def main() -> None:
+    """Run the command line; errors that Obverse raises on purpose are printed plainly, without a traceback."""
+    try:
+        obverse(prog_name="obverse", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("stopped; run the same command again to go on", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except ObverseError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""Runs: a recipe carried out stage by stage in one folder, resumable at any moment."""
