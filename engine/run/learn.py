@@ -163,6 +163,19 @@ def _log_probs(context: Context, name: str, training: pa.Table, rows: pa.Table, 
     return result
 
 
+def _on_scale(weights: pa.Table, centre: bool) -> pa.ChunkedArray:
+    """log q for DIMP, whose ratio is to the model in training: on that model's scale where weights are centred.
+
+    A checker of a few real rows is less sure of everything than a model of thousands of synthetic ones; without the
+    shift every ratio would sit at the clip's lower bound. The scale is log d's, which stands for the trained model.
+    """
+    quality, diversity = weights["log_quality"], weights["log_diversity"]
+    if not centre or quality.null_count or diversity.null_count:
+        return quality
+    shift = pc.subtract(pc.quantile(diversity, q=0.5)[0], pc.quantile(quality, q=0.5)[0])
+    return pc.cast(pc.add(quality, shift), pa.float32())
+
+
 def run_train(context: Context) -> dict[str, Any]:
     """Train one model per method on the same rows, with the same seed."""
     from obverse.engine.train.trainer import train_model
@@ -172,7 +185,7 @@ def run_train(context: Context) -> dict[str, Any]:
     weights = context.shards("weigh").table()
     index = pc.index_in(rows["id"].combine_chunks(), value_set=weights["id"].combine_chunks())
     rows = rows.append_column("sample_weight", weights["weight"].take(index))
-    rows = rows.append_column("log_quality", weights["log_quality"].take(index))
+    rows = rows.append_column("log_quality", _on_scale(weights, recipe.weigh.centre).take(index))
     facts: dict[str, Any] = {}
     selection = context.rows("selection")
     for method in recipe.train.methods:

@@ -1,0 +1,1 @@
+"""Kernels in torch and Triton; import the module of the operation you want."""
