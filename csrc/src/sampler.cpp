@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 namespace obverse {
@@ -164,15 +165,12 @@ Edge Sampler::seed_edge(KeyedRandom& random) {
 }
 
 bool Sampler::grow(KeyedRandom& random) {
-  while (true) {
-    double total = 0.0;
-    running_.clear();
-    for (size_t i = 0; i < nodes_.size(); ++i) {
-      running_.push_back(total += exhausted_[i] ? 0.0 : static_cast<double>(entity_weights_[nodes_[i]]));
-    }
-    if (total == 0.0) return false;
-    const size_t i = pick(running_, random.uniform());
-    const uint32_t node = nodes_[i];
+  open_.resize(nodes_.size());
+  std::iota(open_.begin(), open_.end(), size_t{0});
+  std::erase_if(open_, [&](size_t i) { return exhausted_[i] != 0; });
+  while (!open_.empty()) {
+    const auto chosen = open_.begin() + static_cast<std::ptrdiff_t>(random.below(open_.size()));
+    const uint32_t node = nodes_[*chosen];
     collect_partners(node);
     const Pick picked =
         graph_->degree(node) > kScanLimit ? resample_hub(node, random) : scan_node(node, random);
@@ -180,8 +178,10 @@ bool Sampler::grow(KeyedRandom& random) {
       add_edge(picked.edge);
       return true;
     }
-    exhausted_[i] = 1;
+    exhausted_[*chosen] = 1;
+    open_.erase(chosen);
   }
+  return false;
 }
 
 Sampler::Pick Sampler::scan_node(uint32_t node, KeyedRandom& random) {

@@ -51,7 +51,7 @@ class Progress:
         else:
             lines = _Lines(self, name, total, unit, done)
             yield lines.advance
-            lines.report(final=True)
+            lines.finish()
 
     @contextmanager
     def _bar(self, name: str, total: int | None, unit: str, done: int) -> Iterator[Advance]:
@@ -74,17 +74,33 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[memory]}"),
         )
-        started, count = time.perf_counter(), 0
+        measured = _Rate()
         with Bars(*columns, console=Console(file=self.stream)) as bars:
             bar = bars.add_task(name, total=total, completed=done, rate="", memory="")
 
             def advance(n: int) -> None:
-                nonlocal count
-                count += n
-                rate = count / max(time.perf_counter() - started, 1e-9)
-                bars.update(bar, advance=n, rate=f"{rate:,.0f} {unit}/s", memory=f"{_memory_gib():.1f} GiB")
+                rate = measured.add(n)
+                shown = "" if rate is None else _format_rate(rate, unit)
+                bars.update(bar, advance=n, rate=shown, memory=f"{_memory_gib():.1f} GiB")
 
             yield advance
+
+
+class _Rate:
+    """Units a second since the first report: loading a model must not make a run look endless."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: tuple[float, int] | None = None
+
+    def add(self, n: int) -> float | None:
+        """Count ``n`` more; gives the rate, or None until there are two reports to tell it from."""
+        now = time.perf_counter()
+        self.count += n
+        if self.first is None:
+            self.first = now, self.count
+            return None
+        return (self.count - self.first[1]) / max(now - self.first[0], 1e-9)
 
 
 class _Lines:
@@ -92,27 +108,31 @@ class _Lines:
 
     def __init__(self, progress: Progress, name: str, total: int | None, unit: str, done: int) -> None:
         self.progress, self.name, self.total, self.unit = progress, name, total, unit
-        self.before, self.count = done, 0
+        self.before, self.rate = done, _Rate()
         self.started = self.reported = time.perf_counter()
 
     def advance(self, n: int) -> None:
-        self.count += n
-        if time.perf_counter() - self.reported >= self.progress.every_s:
-            self.report()
+        rate = self.rate.add(n)
+        if rate is not None and time.perf_counter() - self.reported >= self.progress.every_s:
+            left = None if self.total is None or rate <= 0 else (self.total - self.before - self.rate.count) / rate
+            self._say([_format_rate(rate, self.unit), *([f"{format_seconds(left)} left"] if left is not None else [])])
 
-    def report(self, *, final: bool = False) -> None:
-        now = time.perf_counter()
-        self.reported = now
-        rate = self.count / max(now - self.started, 1e-9)
-        position = self.before + self.count
-        parts = [f"{position:,}" + (f"/{self.total:,}" if self.total else "") + f" {self.unit}"]
-        parts.append(f"{rate:,.0f} {self.unit}/s" if rate >= 10 else f"{rate:.2f} {self.unit}/s")
-        if final:
-            parts.append(f"took {format_seconds(now - self.started)}")
-        elif self.total and rate > 0:
-            parts.append(f"{format_seconds((self.total - position) / rate)} left")
-        parts.append(f"{_memory_gib():.1f} GiB")
-        self.progress.say(f"  {self.name:<10} {', '.join(parts)}")
+    def finish(self) -> None:
+        """The last line: the whole time, start-up counted in."""
+        seconds = time.perf_counter() - self.started
+        rate = [_format_rate(self.rate.count / max(seconds, 1e-9), self.unit)] if self.rate.count else []
+        self._say([*rate, f"took {format_seconds(seconds)}"])
+
+    def _say(self, parts: list[str]) -> None:
+        self.reported = time.perf_counter()
+        position = self.before + self.rate.count
+        if position or self.total:
+            parts = [f"{position:,}" + (f"/{self.total:,}" if self.total else "") + f" {self.unit}", *parts]
+        self.progress.say(f"  {self.name:<10} {', '.join(parts)}, {_memory_gib():.1f} GiB")
+
+
+def _format_rate(rate: float, unit: str) -> str:
+    return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.2f} {unit}/s"
 
 
 def _ignore(_: int) -> None:

@@ -40,7 +40,9 @@ class Language:
     def parts(self, state: str) -> list[tuple[tuple[Name, ...], str]]:
         """What may stand at `state`: alternatives, and the state after them."""
         s, r, o, e = ((marker,) for marker in self.markers)
-        after_object = [(e, "start")] + ([(r, "relation")] if self.form == "subject_collapsed" else [])
+        after_object: list[tuple[tuple[Name, ...], str]] = [(e, "start")]
+        if self.form == "subject_collapsed":
+            after_object.append((r, "relation"))
         table: dict[str, list[tuple[tuple[Name, ...], str]]] = {
             "start": [(((EOS,),), "done"), (s, "subject")],
             "subject": [(self.entities, "r")],

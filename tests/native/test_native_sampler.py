@@ -133,7 +133,7 @@ def test_native_reweighting_follows_its_formula(relation_power: float, entity_po
     """Edges A-B (relation 0) and C-D, C-E (relation 1). After a block of 6 the next set's chances are known."""
     edges = [(0, 0, 1), (2, 1, 3), (2, 1, 4)]
     graph = graph_of(edges, 5, 2)
-    surplus, variance = np.zeros(3), np.zeros(3)
+    surplus, variance = np.zeros(4), np.zeros(4)
     for seed in range(6000):
         *block, last = sets_of(sampler_of(graph, [1.0], every=6, seed=seed, powers=(relation_power, entity_power)), 7)
         counts = np.array([sum(s[0] == e for s in block) for e in edges])
@@ -141,8 +141,10 @@ def test_native_reweighting_follows_its_formula(relation_power: float, entity_po
         relation /= relation.sum()
         tails = (1.0 + counts[1:]) ** -entity_power  # C's own weight is common to both
         chance = np.array([relation[0], *(relation[1] * tails / tails.sum())])
-        surplus += np.array([last[0] == e for e in edges]) - chance
-        variance += chance * (1 - chance)
+        seen = np.array([last[0] == e for e in edges])
+        # Edge by edge, and the drawn edge's own count: the latter sees which sets the counts were taken from.
+        surplus += [*(seen - chance), (seen - chance) @ counts]
+        variance += [*(chance * (1 - chance)), chance @ counts**2 - (chance @ counts) ** 2]
     assert np.all(np.abs(surplus) < 4.5 * np.sqrt(variance)), surplus / np.sqrt(variance)
 
 

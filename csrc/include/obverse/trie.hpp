@@ -1,10 +1,11 @@
 // An immutable token trie for millions of names: level-order, children contiguous and sorted.
 //
 // Layout (all uint32, one buffer, the same in memory and on disk): nodes are numbered level by level, so the
-// children of node i are nodes first_child[i] .. first_child[i + 1], their tokens tokens[...] ascending, and
-// the next state is the child's own number: no target array. A terminal bit a node and a running count every
-// 32 nodes give the terminal's rank, which indexes the list of sequence numbers that end there. Cost: 8.25
-// bytes a node plus 8 a sequence; a step is a binary search among the children.
+// children of node i are nodes first_child[i] .. first_child[i + 1], their tokens ascending, and the next state is
+// the child's own number: no target array. A terminal bit a node and a running count every 32 nodes give the
+// terminal's rank, which indexes the list of sequence numbers that end there.
+//
+// Cost: 8.25 bytes a node plus 8 a sequence; a step is a binary search among the children.
 #pragma once
 
 #include <bit>
