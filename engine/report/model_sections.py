@@ -25,7 +25,7 @@ from obverse.engine.report.values import (
     text,
 )
 
-__all__ = ["Entry", "entries", "main_score", "model_name", "scores_section", "training_section"]
+__all__ = ["Entry", "entries", "main_score", "model_name", "scores_section", "shown_entry", "training_section"]
 
 _METHODS = {
     "ce": "CE",
@@ -91,6 +91,17 @@ def entries(results: object) -> list[Entry]:
 def main_score(result: dict[str, Any]) -> Score | None:
     """Micro-F1 of an extraction, accuracy of a classification."""
     return score(get(result, "micro", "f1")) or score(result.get("accuracy"))
+
+
+def shown_entry(metrics: object, found: Sequence[Entry]) -> Entry | None:
+    """The model to speak of: the one chosen on the selection split, else the best here; constrained where it can be.
+
+    Choosing by the test set's own scores would flatter them.
+    """
+    scored = [entry for entry in found if main_score(entry.result)]
+    chosen = [entry for entry in scored if entry.method == text(get(metrics, "chosen"))]
+    pool = [entry for entry in chosen or scored if not entry.hollow] or chosen or scored
+    return max(pool, key=lambda entry: getattr(main_score(entry.result), "value", -1.0), default=None)
 
 
 def training_section(metrics: object) -> Section | None:
@@ -163,7 +174,7 @@ def scores_section(metrics: object) -> Section | None:
     for name, found in sets.items():
         blocks += _set_blocks(name, found)
     detail = next((found for found in sets.values() if found), [])
-    best = max(detail, key=lambda e: getattr(main_score(e.result), "value", -1.0), default=None)
+    best = shown_entry(metrics, detail)
     if best is not None:
         blocks += _detail_blocks(best, next(name for name, found in sets.items() if found))
     lead = _comparisons(get(metrics, "comparisons"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from obverse.engine.report.blocks import Block, Facts, Section, Table
-from obverse.engine.report.model_sections import Entry, entries, main_score
+from obverse.engine.report.model_sections import Entry, entries, main_score, shown_entry
 from obverse.engine.report.values import (
     count,
     decimal,
@@ -63,20 +63,14 @@ def cards(metrics: object) -> list[Card]:
 
 
 def _score_cards(metrics: object) -> list[Card]:
-    """The best model of the first test set that has scores, and the same method without constraints."""
+    """The model chosen on the selection split, on the first test set with scores, and the same one unconstrained."""
     for name, results in mapping(get(metrics, "evaluate")).items():
         found = [entry for entry in entries(results) if main_score(entry.result)]
-        if found:
-            best = max((e for e in found if not e.hollow), key=_value, default=None)
-            free = next((e for e in found if e.hollow and (best is None or e.method == best.method)), None)
-            free = free or max((e for e in found if e.hollow), key=_value, default=None)
-            return [_score_card(entry, name) for entry in (best, free) if entry is not None]
+        shown = shown_entry(metrics, found)
+        if shown is not None:
+            free = next((e for e in found if e.hollow and e.method == shown.method and e is not shown), None)
+            return [_score_card(entry, name) for entry in (shown, free) if entry is not None]
     return []
-
-
-def _value(entry: Entry) -> float:
-    found = main_score(entry.result)
-    return found.value if found else -1.0
 
 
 def _score_card(entry: Entry, where: str) -> Card:

@@ -37,6 +37,7 @@ def collect_metrics(context: Context, variants: list[Variant]) -> dict[str, Any]
         **facts,
         "train": {name: _training(record) for name, record in facts["train"].get("methods", {}).items()},
         "evaluate": evaluated.get("evaluate", {}),
+        "chosen": _chosen(facts["train"].get("methods", {})),
         "comparisons": evaluated.get("comparisons", []),
         "samples": _gallery(context, variants),
     }
@@ -59,6 +60,12 @@ def _weights(facts: dict[str, Any]) -> dict[str, Any]:
 def _index(facts: dict[str, Any]) -> dict[str, Any]:
     names = ("index", "reason", "recall", "p99_error", "search_seconds")
     return {name: facts[name] for name in names if facts.get(name) is not None}
+
+
+def _chosen(methods: dict[str, Any]) -> str | None:
+    """The method whose kept epoch has the lowest loss on the selection split: never chosen on a test set."""
+    losses = {name: min(record["selection_loss"]) for name, record in methods.items() if record.get("selection_loss")}
+    return min(losses, key=lambda name: losses[name]) if losses else None
 
 
 def _training(record: dict[str, Any]) -> dict[str, Any]:

@@ -73,8 +73,8 @@ SCORE = Stage("score", 1, ("embed",), _section("score"), run_score)
 WEIGH = Stage("weigh", 1, ("data", "sample", "generate", "check"), _weigh, run_weigh)
 TRAIN = Stage("train", 1, ("data", "sample", "generate", "check", "weigh"), _train, run_train)
 DECODE = Stage("decode", 1, ("data", "graph", "train"), _section("decode"), run_decode)
-EVALUATE = Stage("evaluate", 1, ("decode",), _section("evaluate"), run_evaluate, "predictions")
-REPORT = Stage("report", 1, ("score", "evaluate"), _section("report"), run_report, "figures")
+EVALUATE = Stage("evaluate", 2, ("decode",), _section("evaluate"), run_evaluate, "predictions")
+REPORT = Stage("report", 2, ("score", "evaluate"), _section("report"), run_report, "figures")
 
 
 def stages_for(recipe: Recipe) -> list[Stage]:

@@ -61,8 +61,9 @@ def train_model(
     """Train on ``rows`` and write a Hugging Face model folder.
 
     A process killed at any moment and started again with the same arguments goes on from the last checkpoint
-    (every ``checkpoint_seconds`` and, unless one was just written, at each epoch's end) and ends with the same weights, bit for bit, on the
-    same machine with the same number of threads. A finished training is not repeated: its facts are returned.
+    (every ``checkpoint_seconds`` and, unless one was just written, at each epoch's end) and ends with the same
+    weights, bit for bit, on the same machine with the same number of threads. A finished training is not
+    repeated: its facts are returned.
 
     Args:
         rows: id, text, and triplets (extraction) or label (classification); method ``imp`` needs
@@ -148,6 +149,10 @@ def _prepare(
     else:
         model = load_sequence_model(source, attention=attention)
         form = sequence_format(tokenizer, model.config, settings.form)
+    if device.type == "cpu":
+        from obverse.engine.train.norms import quicken_norms
+
+        quicken_norms(model)
     limit = min(settings.max_length, context_length(model.config) or settings.max_length)
 
     def encode(table: pa.Table, method: str) -> Examples:

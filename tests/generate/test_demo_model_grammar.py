@@ -43,10 +43,13 @@ NAMES = (
 )
 
 
-def triple_sets() -> st.SearchStrategy[list[Triple]]:
-    name = st.sampled_from(NAMES)
-    triple = st.builds(Triple, name, st.sampled_from(GEOGRAPHY_RELATIONS), name)
-    return st.lists(triple.filter(lambda t: t.subject != t.object), min_size=1, max_size=5, unique=True)
+@st.composite
+def triple_sets(draw: st.DrawFn) -> list[Triple]:
+    """Sets over one or two relations and few subjects, so that merging and lists of names happen often."""
+    relations = draw(st.lists(st.sampled_from(GEOGRAPHY_RELATIONS), min_size=1, max_size=2))
+    subjects = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=3))
+    triple = st.builds(Triple, st.sampled_from(subjects), st.sampled_from(relations), st.sampled_from(NAMES))
+    return draw(st.lists(triple.filter(lambda t: t.subject != t.object), min_size=1, max_size=5, unique=True))
 
 
 @settings(max_examples=200, deadline=None)

@@ -142,9 +142,10 @@ def test_native_reweighting_follows_its_formula(relation_power: float, entity_po
         tails = (1.0 + counts[1:]) ** -entity_power  # C's own weight is common to both
         chance = np.array([relation[0], *(relation[1] * tails / tails.sum())])
         seen = np.array([last[0] == e for e in edges])
-        # Edge by edge, and the drawn edge's own count: the latter sees which sets the counts were taken from.
-        surplus += [*(seen - chance), (seen - chance) @ counts]
-        variance += [*(chance * (1 - chance)), chance @ counts**2 - (chance @ counts) ** 2]
+        # Edge by edge, and the edge that the block's last set drew: that set must have been counted.
+        newest = edges.index(block[-1][0])
+        surplus += [*(seen - chance), seen[newest] - chance[newest]]
+        variance += [*(chance * (1 - chance)), chance[newest] * (1 - chance[newest])]
     assert np.all(np.abs(surplus) < 4.5 * np.sqrt(variance)), surplus / np.sqrt(variance)
 
 

@@ -40,7 +40,8 @@ def sentencepiece_like() -> object:
         [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
     )
     specials = ["<unk>", "<s>", "</s>"]
-    corpus = "New York City Hudson River United States Paris a on country [s] [r] [o] [e]".split()
+    corpus = ["New", "York", "City", "Hudson", "River", "United", "States", "Paris", "a", "on", "country"]
+    corpus += ["[s]", "[r]", "[o]", "[e]"]
     tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(special_tokens=specials, show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 SCRIPT = """
 import os, signal, sys
@@ -37,11 +39,25 @@ train_model(rows, settings, task="extraction", method="imp", seed=7, out=out, se
 """
 
 
+STARTED: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def none_left() -> Iterator[None]:
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.wait()
+
+
 def start(rows: Path, model: Path, out: Path, kill_after: int = 0) -> subprocess.Popen[bytes]:
     # One thread: with more, how sums are split among them is up to the scheduler of a loaded machine.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", SCRIPT, str(rows), str(model), str(out), str(kill_after)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    STARTED.append(process)
+    return process
 
 
 def test_killed_and_resumed_is_as_never_killed(tiny_llama: Path, rows: Any, tmp_path: Path) -> None:
@@ -56,10 +72,10 @@ def test_killed_and_resumed_is_as_never_killed(tiny_llama: Path, rows: Any, tmp_
 
     whole = start(tmp_path / "rows.parquet", model, tmp_path / "whole")
     killed = start(tmp_path / "rows.parquet", model, tmp_path / "killed", kill_after=52)  # inside epoch 2
-    assert killed.wait(120) == -signal.SIGKILL
+    assert killed.wait(240) == -signal.SIGKILL
     assert (tmp_path / "killed" / "checkpoint" / "state.pt").exists()
     assert not (tmp_path / "killed" / "training.json").exists()
-    assert whole.wait(120) == 0
+    assert whole.wait(240) == 0
 
     random_kill = start(tmp_path / "rows.parquet", model, tmp_path / "killed")
     before = (tmp_path / "killed" / "checkpoint" / "state.pt").stat().st_mtime_ns
@@ -72,7 +88,7 @@ def test_killed_and_resumed_is_as_never_killed(tiny_llama: Path, rows: Any, tmp_
             break
         time.sleep(0.002)
     random_kill.wait(60)
-    assert start(tmp_path / "rows.parquet", model, tmp_path / "killed").wait(120) == 0
+    assert start(tmp_path / "rows.parquet", model, tmp_path / "killed").wait(240) == 0
 
     facts = json.loads((tmp_path / "killed" / "training.json").read_text())
     other = json.loads((tmp_path / "whole" / "training.json").read_text())
