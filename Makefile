@@ -69,7 +69,7 @@ check: setup lint types native ## Lint, types, C++ tests, tests, packages: what 
 packages: setup ## Build wheel and sdist, and import the wheel from a clean folder
 	@rm -rf build/dist
 	@$(BIN)/python -m build -q --no-isolation --outdir build/dist . > $(VENV)/packages.log 2>&1 || { cat $(VENV)/packages.log; exit 1; }
-	@sh requirements/try_wheel.sh $(BIN)/python build/dist
+	@sh requirements/try_wheel.sh "$(CURDIR)/$(BIN)/python" "$(CURDIR)/build/dist"
 
 bench: setup ## Measure against named peers, append rows to benchmarks/results
 	$(PIP) install -qq -r requirements/peers.txt -c requirements/constraints.txt

@@ -149,10 +149,6 @@ def _prepare(
     else:
         model = load_sequence_model(source, attention=attention)
         form = sequence_format(tokenizer, model.config, settings.form)
-    if device.type == "cpu":
-        from obverse.engine.train.norms import quicken_norms
-
-        quicken_norms(model)
     limit = min(settings.max_length, context_length(model.config) or settings.max_length)
 
     def encode(table: pa.Table, method: str) -> Examples:
