@@ -27,7 +27,7 @@ class TrainSettings(StageSettings):
     batch_size: int = Field(default=32, ge=1)
     """Rows a step."""
     learning_rate: float | None = Field(default=None, gt=0)
-    """Peak learning rate; none: 1e-3 below 50 million parameters for extraction, else 5e-5."""
+    """Peak learning rate; none: 5e-5, and below 50 million parameters 1e-3 (extraction) or 2e-4."""
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises from zero; then it falls to zero in a straight line."""
     weight_decay: float = Field(default=0.01, ge=0)
