@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ from obverse.engine.generate.protocol import Backend, Completion, Request
 from obverse.engine.generate.settings import GenerateSettings, is_local, model_source, resolve_backend
 from obverse.engine.generate.throughput import Throughput
 from obverse.engine.generate.window import OpenShards, RowError
+from obverse.engine.records.fingerprint import folder_mark
 from obverse.engine.records.keys import content_hash, derive_seed
 from obverse.engine.records.schemas import TEXTS, require_columns
 
@@ -117,17 +117,8 @@ def model_key(settings: GenerateSettings) -> str:
     facts["prompt"] = prompt_source(settings)
     facts["backend"] = resolve_backend(settings)
     if is_local(settings):
-        folder = Path(model_source(settings))
-        facts["files"] = {path.name: _file_mark(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        facts["files"] = folder_mark(model_source(settings))
     return content_hash(facts)
-
-
-def _file_mark(path: Path, edge: int = 1 << 16) -> list[Any]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(edge)
-        file.seek(max(0, size - edge))
-        return [size, content_hash(head.hex()), content_hash(file.read().hex())]
 
 
 def _request(row: dict[str, Any], index: int, *, settings: GenerateSettings, seed_of: Callable[[int], int]) -> Request:

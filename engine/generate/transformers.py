@@ -20,6 +20,7 @@ from obverse.engine.generate.nucleus import keep_nucleus_
 from obverse.engine.generate.prompts import encode_prompt
 from obverse.engine.generate.protocol import Completion, Request, failed, finish
 from obverse.engine.generate.settings import GenerateSettings, is_local, model_source
+from obverse.engine.records.models import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,7 @@ class TransformersBackend:
         shared: dict[str, Any] = {k: user[k] for k in ("revision", "trust_remote_code") if k in user}
         shared["local_files_only"] = is_local(settings)
         try:
-            with _quiet(transformers):
+            with quiet_transformers():
                 self._tokenizer = transformers.AutoTokenizer.from_pretrained(source, padding_side="left", **shared)
                 model = transformers.AutoModelForCausalLM.from_pretrained(source, **(user | shared))
         except Exception as error:
@@ -155,7 +156,7 @@ class TransformersBackend:
             max_new_tokens=max(room), do_sample=False, eos_token_id=self._stops or None, pad_token_id=pad
         )
         sampler = _RowSampler([r.request.seed for r in rows], settings.temperature, settings.top_p)
-        with torch.inference_mode(), _own_config(self._model, config), _quiet(transformers):
+        with torch.inference_mode(), _own_config(self._model, config), quiet_transformers():
             output = self._model.generate(
                 input_ids=ids.to(self._device),
                 attention_mask=mask.to(self._device),
@@ -227,18 +228,3 @@ def _own_config(model: Any, config: Any) -> Iterator[None]:
         yield
     finally:
         model.generation_config = kept
-
-
-@contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Loading bars and advice would break into the run's own progress display."""
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
