@@ -38,7 +38,20 @@ def _demo(metrics: dict[str, Any]) -> list[str]:
             name, name
         )
         lines.append(f"| {records} {about} | " + " | ".join(_score(entry) for entry in results.values()) + " |")
-    return lines
+    return [*lines, "", *_differences(metrics["comparisons"])]
+
+
+def _differences(comparisons: list[dict[str, Any]]) -> list[str]:
+    """What the paired bootstrap says, one sentence for what is clear and one for what is not."""
+    kinds: dict[bool, list[str]] = {True: [], False: []}
+    for row in comparisons:
+        gap, low, high = (100 * row[key] for key in ("difference", "low", "high"))
+        names = f"{row['a'].upper().replace('/', ' ')} against {row['b'].upper().replace('/', ' ')} on {row['set']}"
+        kinds[low > 0 or high < 0].append(
+            f"{names.replace('CONSTRAINED', 'constrained').replace('FREE', 'free')} {gap:+.1f}"
+        )
+    said = {True: "Clear differences (paired bootstrap, 95%)", False: "No clear difference"}
+    return [f"{said[clear]}: {', '.join(found)}.  " for clear, found in kinds.items() if found]
 
 
 def _columns(metrics: dict[str, Any]) -> list[str]:
