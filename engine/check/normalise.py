@@ -45,7 +45,7 @@ _SPACELESS = (
 
 def _fold(text: str) -> str:
     if text.isascii():
-        return text.replace("_", " ").lower()
+        return text.replace("_", " ").replace("`", "'").lower()  # the folds that are ASCII
     # NFKD first (full-width forms, ligatures, marks apart), fold, and compose again what is still apart.
     # The spacing acute, much used as an apostrophe, would decompose to a space.
     apart = unicodedata.normalize("NFKD", text.replace("´", "'"))
