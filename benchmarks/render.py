@@ -77,7 +77,9 @@ def _rows(folder: Path) -> list[str]:
     for row in newest.values():
         ratio = f"{float(row['peer_ratio']):.2f}" if row["peer_ratio"] else ""
         value = f"{float(row['value']):,.4g} {row['unit']}"
-        lines.append(f"| {row['bench']}: {row['op']} | {row['shape']} | {row['provider']} | {value} | {ratio} |")
+        lines.append(
+            f"| {row['bench']}: {row['op']}, {row['metric']} | {row['shape']} | {row['provider']} | {value} | {ratio} |"
+        )
     machines = sorted({row["hardware"] for row in newest.values()})
     return [*lines, "", f"Measured on: {'; '.join(machines)}."]
 
