@@ -69,7 +69,7 @@ def _rows(folder: Path) -> list[str]:
         return []
     lines = [
         "",
-        "Beside named peers, in one process on one machine (`make bench` or its `--quick` sizes; above 1: we are faster):",
+        "Beside named peers, in one process on one machine (`--quick` sizes or full; above 1: we are faster):",
         "",
         "| what | shape | provider | value | ratio to the best peer |",
         "|---|---|---|---|---|",
