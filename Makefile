@@ -1,6 +1,6 @@
 # The two commands: `make demo` and `make test`. Both set everything up in .venv first.
 .DELETE_ON_ERROR:
-.PHONY: help demo test setup build native lint types check docs bench gpu clean
+.PHONY: help demo test setup build native sanitize fuzz lint types check docs bench gpu clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -45,6 +45,20 @@ native: $(VENV)/.packages ## Build and test the C++ core alone, without Python
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/native -G Ninja -DOBVERSE_PYTHON=OFF -DCMAKE_BUILD_TYPE=Release > /dev/null
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/native
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ctest --test-dir build/native --output-on-failure
+
+SANITIZED = cmake -S . -G Ninja -DOBVERSE_PYTHON=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g"
+SECONDS ?= 600
+SEED ?= 1
+
+sanitize: $(VENV)/.packages ## Test the C++ core under the address, undefined-behaviour and thread sanitizers
+	@export PATH="$(CURDIR)/$(BIN):$$PATH"; for kind in address,undefined thread; do \
+		$(SANITIZED) -B build/sanitize-$$kind -DOBVERSE_SANITIZE=$$kind > /dev/null && cmake --build build/sanitize-$$kind \
+		&& ctest --test-dir build/sanitize-$$kind --output-on-failure || exit 1; done
+
+fuzz: $(VENV)/.packages ## Fuzz the catalogue's file loader under the sanitizers (SECONDS=600 SEED=1)
+	@export PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	$(SANITIZED) -B build/fuzz -DOBVERSE_SANITIZE=address,undefined -DOBVERSE_FUZZ=ON -DOBVERSE_TESTS=OFF > /dev/null \
+	&& cmake --build build/fuzz && build/fuzz/fuzz_section_file $(SECONDS) $(SEED)
 
 CXX_FILES := $(shell find csrc bindings -name '*.cpp' -o -name '*.hpp')
 PY_FILES := engine kernels bindings/obverse/__init__.py bindings/obverse/_core.pyi tests benchmarks examples

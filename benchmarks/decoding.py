@@ -1,168 +1,245 @@
-"""What does one constrained step cost over every name of the geography graph, beside what the field uses?
+"""Constrained decoding over up to six million names, beside what the field uses, in one process.
 
-``python -m benchmarks.decoding [--quick] [--json] [--csv FILE]``
+``python -m benchmarks.decoding [--quick] [--json] [--csv FILE] [--only PART,PART...]``
 
-The peer is Hugging Face's ``PrefixConstrainedLogitsProcessor`` over a trie of nested dicts, the way GENRE, GenIE and
-SynthIE constrain: state found from the last marker of each row. Both get the same 64 half-written rows and the same
-logits; the gate is that both leave the same tokens. Shown beside them: our `Matcher` path, which keeps a state per row
-(the greedy loop of `obverse decode` uses it), and the two tries' build times and bytes.
+The parts: ``names`` (how the grown names compare with the real ones they grew from), ``steps`` (compile time, and the
+cost of 64-row masks along random valid names, with the peers' allowed tokens compared first), ``growth`` (10,000 to
+6,000,000 names), ``scale`` (peak memory, bytes a name, opening, a second process,
+and the whole catalogue with tokenising), ``host`` (a Hugging Face step),
+``grammar`` (whole triplets), ``models`` (share of a real model's decode step), ``vllm`` (the same in vLLM) and
+``validity`` (sampled outputs parsed and looked up). Peers that are not installed are left out with a line.
 """
 
 from __future__ import annotations
 
-import random
+import argparse
+import functools
+import gc
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
+import numpy as np
 
-from benchmarks.harness import OURS, Row, interleave, run_main, timing_rows
-from obverse.engine.decode.catalog import Catalog
-from obverse.engine.decode.processor import ConstrainedLogitsProcessor, mask_disallowed
-from obverse.engine.graph.graph import KnowledgeGraph
-from obverse.engine.graph.load import load_graph
-from obverse.engine.graph.sampling import SampleSettings, TargetSampler
-from obverse.engine.records.linearise import triples_of
-from obverse.engine.records.models import load_tokenizer, resolve_model
-from obverse.engine.records.sequence import SequenceFormat
+from benchmarks.catalog_names import grown_names, real_names, seed_statistics
+from benchmarks.catalog_vocabularies import Names, Vocabulary, entity_ids, load_vocabulary, say
+from benchmarks.decoding_model import host_share_rows, vllm_share_rows
+from benchmarks.decoding_peers import Walker, peers
+from benchmarks.decoding_scale import catalogue_rows, scale_rows
+from benchmarks.decoding_steps import (
+    ROWS,
+    CallersWalker,
+    LogitsWalker,
+    OursWalker,
+    Paths,
+    agree,
+    cold_steps,
+    compared,
+    name_constraint,
+    single_rows,
+    step_rows,
+    walk,
+    walk_apart,
+)
+from benchmarks.decoding_triplets import grammar_rows, host_step_rows
+from benchmarks.decoding_validity import validity_rows
+from benchmarks.harness import OURS, Row, peak_extra_memory, run_main
 
-ROWS = 64
-PEER = "transformers + dict trie"
-
-
-class DictTrie:
-    """A node per token, each a dict: what the constrained-decoding papers ship."""
-
-    def __init__(self, sequences: list[list[int]]) -> None:
-        self.root: dict[int, Any] = {}
-        for sequence in sequences:
-            node = self.root
-            for token in sequence:
-                node = node.setdefault(token, {})
-            node[-1] = True
-
-    def after(self, tokens: list[int]) -> dict[int, Any]:
-        """The node reached by ``tokens``."""
-        node = self.root
-        for token in tokens:
-            node = node[token]
-        return node
+_LOGITS = "obverse, logits in place"
+_CALLERS = "obverse, the caller's masks"
 
 
-class DictConstraint:
-    """The fully expanded linearisation over two dict tries, for single-token markers."""
-
-    def __init__(self, entities: DictTrie, relations: DictTrie, form: SequenceFormat) -> None:
-        self.subject, self.relation, self.object, self.end = (marker[0] for marker in form.markers)
-        self.eos = form.eos_id
-        self.spans = {
-            self.subject: (entities, self.relation),
-            self.relation: (relations, self.object),
-            self.object: (entities, self.end),
-        }
-
-    def allowed(self, generated: list[int]) -> list[int]:
-        """Tokens that may follow, from the last marker found scanning backwards."""
-        for place in range(len(generated) - 1, -1, -1):
-            token = generated[place]
-            if token in self.spans:
-                trie, following = self.spans[token]
-                node = trie.after(generated[place + 1 :])
-                return [following if child == -1 else child for child in node]
-            if token == self.end:
-                break
-        return [self.subject, self.eos]
+def _vocabularies(names: Sequence[str]) -> list[Vocabulary]:
+    """Those of the tokenizers named that can be had here; the demo model's where none can."""
+    found = [vocabulary for name in names if (vocabulary := load_vocabulary(name)) is not None]
+    if not found and (demo := load_vocabulary("demo")) is not None:
+        found = [demo]
+    return found
 
 
-def _prefixes(graph: KnowledgeGraph, form: SequenceFormat, seed: int) -> list[list[int]]:
-    """Gold outputs cut anywhere but at their ends, padded on the left by repeating a finished triplet's end."""
-    targets = TargetSampler(graph, SampleSettings(), seed).draw(ROWS)
-    chance = random.Random(seed)
-    rows = []
-    for triplets in targets["triplets"].to_pylist():
-        ids = form.answer_ids(triples_of(triplets))
-        rows.append(ids[: chance.randrange(1, len(ids) - 1)])
-    return rows
-
-
-def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    begun = time.perf_counter()
-    result = call()
-    return result, time.perf_counter() - begun
-
-
-def measure(quick: bool) -> Iterator[Row]:
-    """Rows of milliseconds for one step of 64 rows, then build seconds and bytes."""
-    graph = load_graph("geography")
-    form = SequenceFormat(load_tokenizer(resolve_model("auto", "extraction")))
-    vocabulary = len(form.tokenizer)
-    catalog, ours_build = _timed(lambda: Catalog.build(graph.entities, graph.relations, form))
-    constraint = catalog.constraint(form, vocabulary)
-    names = form.name_ids(catalog.entities.table["name"].to_pylist())
-    entities, peer_build = _timed(lambda: DictTrie(names))
-    relations = DictTrie(form.name_ids(catalog.relations.table["name"].to_pylist()))
-    peer = DictConstraint(entities, relations, form)
-    for seed in range(2 if quick else 6):
-        yield from _step(constraint, peer, form, _prefixes(graph, form, seed), vocabulary, 5 if quick else 25)
-    shape = f"{len(names):,} names"
-    yield Row("decoding", "build (with tokenising)", OURS, shape, "time", ours_build, "s")
-    yield Row("decoding", "build (ids given)", PEER, shape, "time", peer_build, "s")
-    yield Row("decoding", "memory", OURS, shape, "bytes", float(catalog.stats()["bytes"]), "B")
-    yield Row("decoding", "memory", PEER, shape, "bytes", float(_dict_bytes(entities.root)), "B")
-
-
-def _dict_bytes(node: dict[int, Any]) -> int:
-    total, stack = 0, [node]
-    while stack:
-        current = stack.pop()
-        total += sys.getsizeof(current)
-        stack += [child for child in current.values() if isinstance(child, dict)]
-    return total
-
-
-def _step(
-    constraint: Any, peer: DictConstraint, form: SequenceFormat, rows: list[list[int]], vocabulary: int, repeats: int
-) -> Iterator[Row]:
-    from transformers.generation.logits_process import PrefixConstrainedLogitsProcessor
-
-    from obverse._core import Matcher
-
-    logits = torch.randn(len(rows), vocabulary)
-    lengths = sorted({len(row) for row in rows})
-    # Rows of unequal length can't share one input_ids matrix, so each length is a call of its own, for both alike.
-    groups = [[i for i, row in enumerate(rows) if len(row) == length] for length in lengths]
-    inputs = [(torch.tensor([rows[i] for i in group]), logits[group].contiguous()) for group in groups]
-    replay = ConstrainedLogitsProcessor(constraint, prompt_length=0, eos_id=form.eos_id)
-    prefix = PrefixConstrainedLogitsProcessor(lambda _, ids: peer.allowed(ids.tolist()), num_beams=1)
-    matchers = [[_matcher(Matcher(constraint), rows[i]) for i in group] for group in groups]
-    for (ids, scores), held in zip(inputs, matchers, strict=True):
-        mine, theirs = replay(ids, scores) > float("-inf"), prefix(ids, scores) > float("-inf")
-        kept = mask_disallowed(constraint, held, scores.clone()) > float("-inf")
-        if not (torch.equal(mine, theirs) and torch.equal(mine, kept)):
-            raise AssertionError("ours and the dict trie allow different tokens")
-    timings = interleave(
-        {
-            OURS: lambda: [replay(ids, scores) for ids, scores in inputs],
-            "obverse (matchers)": lambda: [
-                mask_disallowed(constraint, held, scores.clone())
-                for (_, scores), held in zip(inputs, matchers, strict=True)
-            ],
-            PEER: lambda: [prefix(ids, scores) for ids, scores in inputs],
-        },
-        repeats=repeats,
+def _names(quick: bool) -> Iterator[Row]:
+    """Tokens and trie nodes a name, and the root's children: of real names, and of as many grown ones."""
+    (vocabulary,) = _vocabularies(["llama2"])
+    real, source = real_names()
+    count = min(100_000, len(real))
+    names = entity_ids(vocabulary, len(real) + count if quick else 1_000_000)
+    grown = Names(
+        names.tokens[names.offsets[-count - 1] :], names.offsets[-count - 1 :] - names.offsets[-count - 1], ""
     )
-    shape = f"{len(rows)} rows x {vocabulary}"
-    yield from timing_rows("decoding", "one step", shape, timings, references=("obverse (matchers)",))
+    for provider, part in ((source, names.first(count)), ("names grown from them", grown)):
+        for field, value in seed_statistics(part.tokens, part.offsets)._asdict().items():
+            shape = f"{count:,} names, {vocabulary.label}"
+            yield Row("decoding", "names", provider, shape, field.replace("_", " "), value, "")
 
 
-def _matcher(matcher: Any, row: list[int]) -> Any:
-    for token in row:
-        if not matcher.accept(token):
-            raise AssertionError("a gold output was refused")
-    return matcher
+def _steps(quick: bool) -> Iterator[Row]:
+    if quick:
+        (vocabulary,) = _vocabularies(["gpt2"])
+        yield from _beside_peers(vocabulary, 10_000, 48)
+        yield from _beside_peers(vocabulary, 100_000, 48)
+        return
+    for vocabulary in _vocabularies(["gpt2", "llama2", "qwen"]):
+        for count in (10_000, 100_000, 1_000_000):
+            if count == 1_000_000 or vocabulary.name == "gpt2":
+                yield from _beside_peers(vocabulary, count, 400)
+
+
+def _beside_peers(vocabulary: Vocabulary, count: int, steps: int) -> Iterator[Row]:
+    """Compile all engines over the same names, compare what they allow, and walk."""
+    from obverse._core import Trie
+
+    names = entity_ids(vocabulary, count)
+    shape = f"{count:,} {names.source}, {vocabulary.label}"
+    engines = list(peers(vocabulary, names, grown_names(count)[0], ROWS))
+    cases = {OURS: lambda: Trie.build(names.tokens, names.offsets)} | {peer.label: peer.compile for peer in engines}
+    made, seconds, megabytes = _compiled(cases)
+    yield from compared("compile, ids given", shape, "time", seconds, unit="s")
+    yield from compared("compile, ids given", shape, "peak memory added", megabytes, unit="MB", each=False)
+    constraint, opening = name_constraint(made[OURS], vocabulary)
+    ours = OursWalker(constraint, opening, ROWS)
+    callers, in_place = CallersWalker(constraint, opening, ROWS), LogitsWalker(constraint, opening, ROWS)
+    walkers: dict[str, Walker] = {OURS: ours} | {peer.label: peer.walker(made[peer.label]) for peer in engines}
+    wider = [peer.label for peer in engines if peer.wider]
+    agree({OURS: ours, _CALLERS: callers, _LOGITS: in_place}, Paths.of_names(names, vocabulary.eos, 1), 10)
+    for label, share in agree(walkers, Paths.of_names(names, vocabulary.eos, 1), max(steps // 8, 10), wider).items():
+        yield Row("decoding", "64-row mask", label, shape, "rows that lack a token of ours", 100 * share, "%")
+    samples = walk(walkers, Paths.of_names(names, vocabulary.eos, 2), steps)
+    yield from step_rows("64-row mask", shape, samples)
+    for label, walker in ((_CALLERS, callers), (_LOGITS, in_place)):
+        fill = walk({label: walker}, Paths.of_names(names, vocabulary.eos, 3), steps)[label].fill
+        yield Row("decoding", "64-row mask", label, shape, "mean a row", float(fill.mean()) / ROWS * 1e6, "us")
+    cold = cold_steps(ours, Paths.of_names(names, vocabulary.eos, 3), max(steps // 4, 10))
+    for metric, value in (("mean a row", cold.mean()), ("p99 a row", np.percentile(cold, 99))):
+        yield Row("decoding", "64-row mask, cold caches", OURS, shape, metric, float(value) / ROWS * 1e6, "us")
+    singles = single_rows(callers, Paths.of_names(names, vocabulary.eos, 4), steps)
+    for share in (50, 99):
+        value = float(np.percentile(singles, share)) * 1e6
+        yield Row("decoding", "1-row mask", OURS, shape, f"p{share}", value, "us")
+    del walkers, made, engines, cases
+    gc.collect()
+
+
+def _compiled(cases: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float], dict[str, float]]:
+    """What each case makes, its least seconds, and the megabytes that its first making took at most.
+
+    Up to three turns, but one for what takes over a second.
+    """
+    made: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    megabytes: dict[str, float] = {}
+
+    def make(label: str) -> None:
+        begun = time.perf_counter()
+        made[label] = cases[label]()
+        seconds[label] = min(seconds.get(label, np.inf), time.perf_counter() - begun)
+
+    for _ in range(3):
+        for label in cases:
+            if seconds.get(label, 0.0) > 1.0:
+                continue
+            made.pop(label, None)
+            gc.collect()
+            gc.freeze()  # the collector runs, as it does for a peer's users, but need not walk this benchmark's lists
+            peak = peak_extra_memory(functools.partial(make, label))
+            gc.unfreeze()
+            if peak is not None:
+                megabytes.setdefault(label, peak / 1e6)
+    return made, seconds, megabytes
+
+
+def _growth(quick: bool) -> Iterator[Row]:
+    """A row's mask from 10,000 names to 6,000,000, all catalogues in one process, each with paths of its own."""
+    from obverse._core import Trie
+
+    (vocabulary,) = _vocabularies(["llama2"])
+    counts = (10_000, 100_000) if quick else (10_000, 100_000, 1_000_000, 6_000_000)
+    walkers, paths = {}, {}
+    for count in counts:
+        names = entity_ids(vocabulary, count)
+        constraint, opening = name_constraint(Trie.build(names.tokens, names.offsets), vocabulary)
+        label = f"{count:,} names"
+        walkers[label], paths[label] = OursWalker(constraint, opening, ROWS), Paths.of_names(names, vocabulary.eos, 5)
+    times = walk_apart(walkers, paths, 200 if quick else 2000)
+    means = {label: float(values.mean()) / ROWS * 1e6 for label, values in times.items()}
+    for label, mean in means.items():
+        shape = f"{label}, {vocabulary.label}"
+        yield Row("decoding", "growth of a 64-row mask", OURS, shape, "mean a row", mean, "us")
+    first, *_, last = means
+    shape = f"{first} to {last}, {vocabulary.label}"
+    yield Row("decoding", "growth of a 64-row mask", OURS, shape, "ratio", means[last] / means[first], "x")
+
+
+def _scale(quick: bool) -> Iterator[Row]:
+    (vocabulary,) = _vocabularies(["llama2"])
+    yield from scale_rows(vocabulary, [100_000] if quick else [100_000, 1_000_000, 6_000_000])
+    yield from catalogue_rows(vocabulary, [100_000] if quick else [1_000_000, 6_000_000])
+
+
+def _host(quick: bool) -> Iterator[Row]:
+    (vocabulary,) = _vocabularies(["gpt2"])
+    yield from host_step_rows(vocabulary, 10_000 if quick else 1_000_000, 24 if quick else 100)
+
+
+def _grammar(quick: bool) -> Iterator[Row]:
+    (vocabulary,) = _vocabularies(["gpt2"])
+    if quick:
+        yield from grammar_rows(vocabulary, 100_000, 10_000, 30)
+    else:
+        yield from grammar_rows(vocabulary, 1_000_000, 100_000, 300)
+
+
+def _models(quick: bool) -> Iterator[Row]:
+    if quick:
+        say("models: a real model's steps take minutes, left out of --quick")
+        return
+    for shape in ("T5-base", "0.5B Llama"):
+        yield from host_share_rows(shape, 1_000_000, 48, 2)
+
+
+def _vllm(quick: bool) -> Iterator[Row]:
+    if quick:
+        say("vllm: starting the engine twice takes most of a minute, left out of --quick")
+        return
+    yield from vllm_share_rows(1_000_000, 3)
+
+
+def _validity(quick: bool) -> Iterator[Row]:
+    (vocabulary,) = _vocabularies(["llama2"])
+    yield from validity_rows(vocabulary, 10_000 if quick else 1_000_000, 2_000 if quick else 1_000_000)
+
+
+PARTS = {
+    "names": _names,
+    "steps": _steps,
+    "growth": _growth,
+    "scale": _scale,
+    "host": _host,
+    "grammar": _grammar,
+    "models": _models,
+    "vllm": _vllm,
+    "validity": _validity,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: as every benchmark's, and ``--only``."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS))
+    options, rest = parser.parse_known_args(argv)
+    if unknown := set(options.only) - set(PARTS):
+        parser.error(f"--only takes of {', '.join(PARTS)}; not {', '.join(sorted(unknown))}")
+
+    def measure(quick: bool) -> Iterator[Row]:
+        for name in options.only:
+            begun = time.perf_counter()
+            yield from PARTS[name](quick)
+            say(f"{name}: {time.perf_counter() - begun:.1f} s")
+
+    return run_main(
+        "decoding", measure, rest, packages=("llguidance", "xgrammar", "marisa-trie", "transformers", "torch")
+    )
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_main("decoding", measure, packages=("transformers", "torch")))
+    sys.exit(main())

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 BUDGET_S = 8 * 60
-BENCHMARKS = ("losses",)
+BENCHMARKS = ("losses", "masking")
 
 
 def _run(name: str, command: list[str], out: Path, deadline: float) -> int:

@@ -6,6 +6,7 @@
 namespace obverse::python {
 
 void bind_errors(pybind11::module_& m);
+void bind_batch(pybind11::module_& m);
 void bind_constraint(pybind11::module_& m);
 void bind_graph(pybind11::module_& m);
 void bind_minhash(pybind11::module_& m);

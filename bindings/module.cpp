@@ -7,4 +7,5 @@ PYBIND11_MODULE(_core, m) {
   obverse::python::bind_minhash(m);
   obverse::python::bind_trie(m);
   obverse::python::bind_constraint(m);
+  obverse::python::bind_batch(m);
 }

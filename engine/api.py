@@ -5,7 +5,7 @@ Settings are keyword arguments, named as in a recipe's section. Everything here 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -146,27 +146,60 @@ def train(
 
 
 def decode(
-    model: str | Path, rows: Any, *, graph: KnowledgeGraph | str | Path | None = None, **settings: Any
+    model: str | Path,
+    rows: Any,
+    *,
+    graph: KnowledgeGraph | str | Path | None = None,
+    catalog: str | Path | None = None,
+    types: Mapping[str, tuple[Sequence[str], Sequence[str]]] | None = None,
+    only_in: KnowledgeGraph | str | Path | None = None,
+    not_in: KnowledgeGraph | str | Path | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    **settings: Any,
 ) -> pa.Table:
     """Predict ``rows`` (id, text) with the model folder ``model``; gives the PREDICTIONS table.
 
-    With a ``graph``, extraction is constrained to its entities and relations.
+    With a ``graph`` (its entities and relations) or a ``catalog`` (a file that `obverse catalog build` wrote for the
+    model's tokenizer), extraction is constrained to these names; ``types``, ``only_in`` and ``not_in`` limit its
+    triplets further, see `Catalog.constraint`.
+
+    Raises `InputError` where two of graph and catalog, or of only_in and not_in, are given, or a rule without names.
     """
     import tempfile
 
     from obverse.engine.decode.catalog import Catalog
     from obverse.engine.decode.decoder import decode_rows
+    from obverse.engine.decode.rules import TripletRules
     from obverse.engine.decode.settings import DecodeSettings
+
+    checked, table = _settings(DecodeSettings, settings), as_table(rows)
+    for one, other in (({"graph": graph}, {"catalog": catalog}), ({"only_in": only_in}, {"not_in": not_in})):
+        if None not in (*one.values(), *other.values()):
+            raise InputError(f"one of {next(iter(one))} and {next(iter(other))}", field=next(iter(other)), seen="both")
+    limits = only_in if only_in is not None else not_in
+    rules = TripletRules(types, None if limits is None else _graph(limits).triples(), only_in is not None)
+    if graph is None and catalog is None:
+        if types is not None or limits is not None:
+            raise InputError("a graph or a catalog of names, for types and graphs limit what is written with it")
+        return decode_rows(Path(model), table, checked, on_progress=on_progress)
+    with tempfile.TemporaryDirectory() as scratch:
+        if catalog is not None:
+            names = Catalog.open(catalog)
+        else:
+            loaded = _graph(graph)
+            entities = loaded.entities.select(["uri", "name", "type"])
+            names = Catalog.cached(entities, loaded.relations, Path(model), Path(scratch))
+        return decode_rows(
+            Path(model), table, checked, catalog=names, constrained=True, rules=rules, on_progress=on_progress
+        )
+
+
+def _graph(source: KnowledgeGraph | str | Path | None) -> KnowledgeGraph:
     from obverse.engine.graph.graph import KnowledgeGraph
     from obverse.engine.graph.load import load_graph
 
-    checked, table = _settings(DecodeSettings, settings), as_table(rows)
-    if graph is None:
-        return decode_rows(Path(model), table, checked, catalog=None, constrained=False)
-    loaded = graph if isinstance(graph, KnowledgeGraph) else load_graph(graph)
-    with tempfile.TemporaryDirectory() as scratch:
-        catalog = Catalog.cached(loaded.entities, loaded.relations, Path(model), Path(scratch))
-        return decode_rows(Path(model), table, checked, catalog=catalog, constrained=True)
+    assert source is not None
+    return source if isinstance(source, KnowledgeGraph) else load_graph(source)
 
 
 def evaluate(predictions: Any, *, task: Task = "extraction", seed: int = 0, **settings: Any) -> dict[str, Any]:

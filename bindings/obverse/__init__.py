@@ -11,22 +11,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from obverse.engine.api import check, decode, embed, evaluate, generate, run, sample, score, train, weigh
     from obverse.engine.check.checker import Checker
+    from obverse.engine.decode.automaton import Template
     from obverse.engine.decode.catalog import Catalog
+    from obverse.engine.decode.forms import TemplateFormat
+    from obverse.engine.decode.processor import ConstrainedLogitsProcessor
+    from obverse.engine.decode.vllm_processor import constraint_processors
     from obverse.engine.embed.encoder import Encoder
     from obverse.engine.graph.graph import KnowledgeGraph
     from obverse.engine.graph.load import load_graph
     from obverse.engine.losses import SequenceWeightedCrossEntropy, WeightedCrossEntropy, weighted_cross_entropy
+    from obverse.engine.records.sequence import SequenceFormat
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Catalog": "obverse.engine.decode.catalog",
     "Checker": "obverse.engine.check.checker",
+    "ConstrainedLogitsProcessor": "obverse.engine.decode.processor",
     "Encoder": "obverse.engine.embed.encoder",
     "KnowledgeGraph": "obverse.engine.graph.graph",
+    "SequenceFormat": "obverse.engine.records.sequence",
     "SequenceWeightedCrossEntropy": "obverse.engine.losses",
+    "Template": "obverse.engine.decode.automaton",
+    "TemplateFormat": "obverse.engine.decode.forms",
     "WeightedCrossEntropy": "obverse.engine.losses",
     "check": "obverse.engine.api",
+    "constraint_processors": "obverse.engine.decode.vllm_processor",
     "decode": "obverse.engine.api",
     "embed": "obverse.engine.api",
     "evaluate": "obverse.engine.api",
@@ -43,12 +53,17 @@ _HOMES = {
 __all__ = [
     "Catalog",
     "Checker",
+    "ConstrainedLogitsProcessor",
     "Encoder",
     "KnowledgeGraph",
+    "SequenceFormat",
     "SequenceWeightedCrossEntropy",
+    "Template",
+    "TemplateFormat",
     "WeightedCrossEntropy",
     "__version__",
     "check",
+    "constraint_processors",
     "decode",
     "embed",
     "evaluate",

@@ -3,16 +3,19 @@
 Bad values raise ValueError (expected and got), bad indices IndexError, refused files OSError.
 """
 
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Literal, TypeAlias, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 _Int32: TypeAlias = NDArray[np.int32]
 _Int64: TypeAlias = NDArray[np.int64]
+_UInt8: TypeAlias = NDArray[np.uint8]
 _UInt32: TypeAlias = NDArray[np.uint32]
-_Form: TypeAlias = Literal["fully_expanded", "subject_collapsed"]
+_Float32: TypeAlias = NDArray[np.float32]
 _Path: TypeAlias = str | bytes | PathLike[str]
 
 @final
@@ -56,93 +59,215 @@ class Sampler:
         """Sets drawn or skipped so far."""
 
 @final
-class Trie:
-    """An immutable token trie; thread-safe, the root is node 0."""
+class SectionFile:
+    """One little-endian file of named byte sections, mapped read-only and shared by every process that opens it.
+
+    Immutable and thread-safe. Opening reads the header and the table alone, whatever the file's size.
+    """
 
     @staticmethod
-    def build(tokens: _Int32, offsets: _Int64) -> Trie:
-        """From sequences end to end: sequence i is tokens[offsets[i]:offsets[i + 1]], never empty."""
+    def write(path: _Path, fingerprint: str, sections: Mapping[str, Buffer]) -> None:
+        """Write {name: contiguous buffer}, each with a checksum, whole or not at all."""
+    @staticmethod
+    def open(path: _Path) -> SectionFile:
+        """Map a file. ValueError (naming it) where header or table are not whole, OSError where it can't be read."""
+    @property
+    def path(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def names(self) -> list[str]:
+        """The sections, in the file's order."""
+    def section(self, name: str) -> _UInt8:
+        """The section's bytes, read-only, in place."""
+    def verify(self) -> None:
+        """Read everything and compare all checksums; ValueError names the file and the section."""
+
+@final
+class Trie:
+    """An immutable token trie; thread-safe; the root is node 0. See csrc/include/obverse/trie.hpp for its layout."""
+
+    @staticmethod
+    def build(tokens: _Int32, offsets: _Int64, *, threads: int = 0) -> Trie:
+        """From sequences end to end, offsets [n + 1]. Sequences get the numbers 0 .. n - 1; equal ones share a node."""
+    @staticmethod
+    def from_sections(file: SectionFile, prefix: str) -> Trie:
+        """The trie in the sections ``prefix.low`` and so on, in place; checks sizes only."""
     @staticmethod
     def open(path: _Path) -> Trie:
-        """Maps a file that `save` wrote; ValueError names the file where it is damaged."""
+        """Map a file that `save` wrote."""
     def save(self, path: _Path) -> None:
-        """Writes one little-endian file, whole or not at all."""
+        """Write a file with this trie alone, whole or not at all."""
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """low uint16 [n], high uint8 [n] or [0], offset uint8 [n + 1], blocks uint32 [n // 64 + 1, 4], overflow,
+        ids, extra_rank, extra_id, used uint32: read-only, in place."""
+    def sections(self, prefix: str) -> dict[str, NDArray[Any]]:
+        """The same arrays as ``prefix.low`` and so on, for `SectionFile.write`."""
+    def is_sound(self) -> bool:
+        """Whether every index stays inside and the order is a trie's. Reads everything."""
     def children(self, node: int) -> _Int32:
         """Tokens of the node's children, ascending."""
     def step(self, node: int, token: int) -> int:
-        """The child by `token`, or -1."""
+        """The child by ``token``, or -1."""
+    def walk(self, tokens: _Int32) -> int:
+        """The node that ``tokens`` lead to from the root, or -1."""
+    def find(self, tokens: _Int32) -> tuple[_Int64, _Int64, _Int64]:
+        """Every name that stands in ``tokens``: (begins, ends, nodes)."""
     def is_terminal(self, node: int) -> bool: ...
     def sequence_ids(self, node: int) -> _Int64:
-        """Numbers of the sequences that end at this node, ascending."""
+        """Numbers of the sequences that end here, ascending; empty unless terminal."""
+    def nodes_of_sequences(self) -> _Int64:
+        """The node of each sequence [num_sequences]."""
+    def rank(self, node: int) -> int:
+        """Terminals before this node."""
+    def parent(self, node: int) -> int:
+        """The node above; the root's is the root."""
+    @property
+    def token_bound(self) -> int:
+        """One more than the largest token."""
     @property
     def num_nodes(self) -> int: ...
+    @property
+    def num_terminals(self) -> int: ...
     @property
     def num_sequences(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
 
 @final
+class Subset:
+    """A few names of a trie: all that one request may write. Immutable; about a microsecond a name to build."""
+
+    def __init__(self, trie: Trie, nodes: _Int64) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def nodes(self) -> _Int64: ...
+
+@final
 class Constraint:
-    """Which token may follow in a linearised triplet set; immutable and thread-safe."""
+    """Which token may follow; immutable, thread-safe, shares its tries.
+
+    Args:
+        entities, relations: the names. ``relations`` may be None where no slot is a relation.
+        parts: (token ids of a literal, or "subject", "relation", "object"; the parts that may follow; whether eos may).
+        start: the same without tokens: what an output begins with.
+        eos, vocab_size: of the model.
+        max_triplets: at most so many.
+        unique: no triplet twice.
+        types: (subject types by relation, object types by relation, entity types int32, their offsets int64 [n + 1]);
+            an empty list of a relation means any entity.
+        graph: (subjects, relations, objects int32 sequence numbers, only): only these triplets, or none of them.
+
+    Raises ValueError where parts, names or rules do not fit one another.
+    """
 
     def __init__(
         self,
         entities: Trie,
-        relations: Trie,
-        subject_marker: list[int],
-        relation_marker: list[int],
-        object_marker: list[int],
-        end_marker: list[int],
+        relations: Trie | None,
+        *,
+        parts: Sequence[tuple[Sequence[int] | str, Sequence[int], bool]],
+        start: tuple[Sequence[int], bool],
         eos: int,
-        form: _Form,
         vocab_size: int,
-    ) -> None:
-        """Markers of one or more tokens; neither they nor the names hold eos."""
+        max_triplets: int | None = None,
+        unique: bool = False,
+        types: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]], _Int32, _Int64] | None = None,
+        graph: tuple[_Int32, _Int32, _Int32, bool] | None = None,
+    ) -> None: ...
+    def read(self, tokens: _Int32) -> list[tuple[int, int, int]]:
+        """The whole triplets of ``tokens`` as (subject, relation, object) terminal nodes (0: the form has no such
+        slot), up to the first token that is not allowed."""
     @property
     def vocab_size(self) -> int: ...
     @property
     def eos(self) -> int: ...
     @property
-    def form(self) -> _Form: ...
+    def parts(self) -> list[tuple[list[int] | str, list[int], bool]]: ...
+    @property
+    def start(self) -> tuple[list[int], bool]: ...
+    @property
+    def max_triplets(self) -> int | None: ...
+    @property
+    def has_memory(self) -> bool:
+        """Whether what may follow depends on the names written before (unique, types, graph)."""
+    @property
+    def entities(self) -> Trie: ...
+    @property
+    def relations(self) -> Trie | None: ...
 
 @final
 class Matcher:
     """One sequence's place in a constraint; not thread-safe."""
 
-    def __init__(self, constraint: Constraint) -> None: ...
+    def __init__(self, constraint: Constraint, *, subset: Subset | None = None) -> None: ...
     def accept(self, token: int) -> bool:
-        """Goes on by one token; False, and nothing changes, where it is not allowed."""
+        """Go on by one token; False, and nothing changes, where it is not allowed."""
     def allowed(self) -> _Int32:
         """Tokens that may follow, ascending; none once complete."""
     def fill_bitmask(self, bitmask: _Int32) -> None:
-        """Overwrites int32 [bitmask_words(vocab_size)]: bit t % 32 of word t // 32 is token t."""
+        """Overwrite int32 [bitmask_words(vocab_size)]: bit t % 32 of word t // 32 is token t."""
     def rollback(self, num_tokens: int) -> None:
-        """Takes back the last tokens."""
+        """Take back the last tokens."""
     def fork(self) -> Matcher:
         """An independent copy."""
     def reset(self) -> None: ...
     def replay(self, tokens: _Int32) -> bool:
-        """Starts again with these; False, and nothing changes, where they are not allowed."""
+        """Start again with these; False, and nothing changes, where they are not allowed."""
+    @property
+    def eos(self) -> int: ...
     @property
     def is_complete(self) -> bool:
         """True once eos was accepted."""
     @property
     def num_accepted(self) -> int: ...
 
+@final
+class MaskRows:
+    """Packed masks [num_rows, bitmask_words(vocab_size)] that remember what was set; not thread-safe.
+
+    Filling clears that and nothing else: a step costs what is allowed, whatever the vocabulary.
+    """
+
+    def __init__(self, num_rows: int, vocab_size: int) -> None: ...
+    @property
+    def words(self) -> _Int32:
+        """The masks, read-only, in place: what `fill` writes next shows here."""
+    def fill(self, matchers: Sequence[Matcher]) -> None:
+        """Row i says what matcher i may accept."""
+
+@final
+class RowStates:
+    """States of rows known only by their tokens so far (Hugging Face's search); not thread-safe."""
+
+    def __init__(self, constraint: Constraint) -> None: ...
+    def restrict_to(self, groups: Sequence[Subset | None]) -> None:
+        """One subset (or None) for each group of rows that lie together; [] lifts the limit."""
+    def step(self, tokens: _Int64, scores: _Float32, out: _Float32, slot: int, reuse: bool) -> None:
+        """From generated ``tokens`` [b, t]: copy the allowed entries of ``scores`` [b, v] to ``out`` [b, v].
+
+        ``reuse``: ``out`` is as the last step with this ``slot`` (0 or 1) left it, so only what that step set is
+        cleared; else all other entries are set to -inf.
+        """
+    def allowed(self, tokens: _Int64) -> tuple[_Int32, _Int64]:
+        """What may follow each row of ``tokens`` [b, t]: (tokens, offsets [b + 1]); eos at least."""
+
 def bitmask_words(vocab_size: int) -> int:
-    """int32 words of a mask over `vocab_size` tokens."""
+    """int32 words of a mask over ``vocab_size`` tokens."""
 
-def allowed_batch(constraint: Constraint, token_rows: _Int32, offsets: _Int64) -> tuple[_Int32, _Int64]:
-    """Tokens that may follow each row, replayed from the start: (tokens, offsets [b + 1]).
+def accept_batch(matchers: Sequence[Matcher], tokens: _Int32) -> None:
+    """Go on by a token each [b]; ValueError names the row that may not (rows before it have gone on)."""
 
-    A row that is complete, or that the constraint does not allow, gets an empty list.
-    """
+def fill_bitmask_batch(matchers: Sequence[Matcher], bitmask: _Int32) -> None:
+    """Overwrite int32 [b, bitmask_words(vocab_size)]."""
 
-def mask_logits(constraint: Constraint, matchers: list[Matcher], logits: NDArray[np.float32]) -> None:
-    """Sets all but the allowed entries of logits [b, v >= vocab_size] to -inf in place; a complete row keeps eos.
+def allowed_batch(matchers: Sequence[Matcher]) -> tuple[_Int32, _Int64]:
+    """Tokens that may follow each: (tokens, offsets [b + 1])."""
 
-    The interpreter lock is off meanwhile: leave these matchers alone until it returns.
-    """
+def mask_logits(matchers: Sequence[Matcher], logits: _Float32) -> None:
+    """Set all but the allowed entries of float32 [b, v] to -inf in place; a complete row keeps eos alone."""
+
+def argmax_allowed(matchers: Sequence[Matcher], logits: _Float32) -> _Int32:
+    """The likeliest allowed token of each row of float32 [b, v]; eos for a complete row."""
 
 @final
 class MinHasher:

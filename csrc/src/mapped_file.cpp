@@ -74,7 +74,9 @@ void write_whole_file(const std::string& path, span<const span<const std::byte>>
   std::FILE* const file = std::fopen(temporary.c_str(), "wb");
   if (file == nullptr) fail(errno, path);
   bool good = true;
-  for (const auto part : parts) good = good && std::fwrite(part.data(), 1, part.size(), file) == part.size();
+  for (const auto part : parts) {
+    good = good && (part.empty() || std::fwrite(part.data(), 1, part.size(), file) == part.size());
+  }
   good = good && std::fflush(file) == 0;
 #ifdef OBVERSE_HAS_MMAP
   good = good && ::fsync(::fileno(file)) == 0;

@@ -1,145 +1,221 @@
 #include "obverse/trie.hpp"
 
 #include <algorithm>
-#include <limits>
+
+#include "trie_storage.hpp"
 
 namespace obverse {
 
+uint32_t TokenRange::lower_bound(uint32_t token) const {
+  uint32_t at = 0;
+  for (uint32_t count = size_; count > 0;) {
+    const uint32_t half = count / 2;
+    const bool below = (*this)[at + half] < token;
+    at = below ? at + half + 1 : at;
+    count = below ? count - half - 1 : half;
+  }
+  return at;
+}
+
 int64_t Trie::step(uint32_t node, uint32_t token) const {
-  const span<const uint32_t> found = children(node);
-  const auto it = std::lower_bound(found.begin(), found.end(), token);
-  if (it == found.end() || *it != token) return kNone;
-  return static_cast<int64_t>(first_child_[node]) + (it - found.begin());
+  const auto [begin, end] = child_range(node);
+  const TokenRange found = tokens(begin, end);
+  if (found.size() == 1) return found[0] == token ? int64_t{begin} : kNone;
+  const uint32_t at = found.lower_bound(token);
+  return at < found.size() && found[at] == token ? int64_t{begin} + at : kNone;
 }
 
-span<const uint32_t> Trie::sequence_ids(uint32_t node) const {
-  if (!is_terminal(node)) return {};
-  const uint32_t before = terminal_[node / 32] & ((1U << (node % 32)) - 1U);
-  const uint32_t rank = rank_[node / 32] + static_cast<uint32_t>(std::popcount(before));
-  return sequence_ids_.subspan(sequence_offsets_[rank],
-                               sequence_offsets_[rank + 1] - sequence_offsets_[rank]);
-}
-
-/// Sorts the sequences, then walks them level by level; a node is a range of the sorted order.
-class Trie::Builder {
- public:
-  explicit Builder(const Ragged<int32_t>& sequences) : sequences_(sequences) {}
-
-  std::shared_ptr<const Trie> run() {
-    sort();
-    std::vector<Range> level{{0, static_cast<uint32_t>(order_.size())}};
-    tokens_.push_back(0);
-    for (size_t depth = 0; !level.empty(); ++depth) level = expand(level, depth);
-    first_child_.push_back(static_cast<uint32_t>(tokens_.size()));
-    sequence_offsets_.push_back(static_cast<uint32_t>(sequence_ids_.size()));
-    return pack();
+int64_t Trie::walk(span<const int32_t> tokens) const {
+  int64_t node = 0;
+  for (const int32_t token : tokens) {
+    if (token < 0) return kNone;
+    node = step(static_cast<uint32_t>(node), static_cast<uint32_t>(token));
+    if (node == kNone) return kNone;
   }
+  return node;
+}
 
- private:
-  struct Range {
-    uint32_t begin, end;
+std::vector<Found> Trie::find(span<const int32_t> tokens) const {
+  std::vector<Found> out;
+  for (size_t begin = 0; begin < tokens.size(); ++begin) {
+    int64_t node = 0;
+    for (size_t end = begin; end < tokens.size() && tokens[end] >= 0; ++end) {
+      node = step(static_cast<uint32_t>(node), static_cast<uint32_t>(tokens[end]));
+      if (node == kNone) break;
+      const auto at = static_cast<uint32_t>(node);
+      if (is_terminal(at)) out.push_back({static_cast<uint32_t>(begin), static_cast<uint32_t>(end + 1), at});
+    }
+  }
+  return out;
+}
+
+uint32_t Trie::rank(uint32_t node) const {
+  const Block& block = blocks_[node / 64];
+  const uint64_t bits = block.terminal[0] | uint64_t{block.terminal[1]} << 32U;
+  return block.rank + static_cast<uint32_t>(std::popcount(bits & ((uint64_t{1} << (node % 64)) - 1)));
+}
+
+uint32_t Trie::terminal(uint32_t rank) const {
+  if (rank >= num_terminals()) {
+    throw IndexError(concat("a terminal's rank must be in [0, ", num_terminals(), "), got ", rank));
+  }
+  const auto above = std::upper_bound(blocks_.begin(), blocks_.end(), rank,
+                                      [](uint32_t value, const Block& block) { return value < block.rank; });
+  const auto at = static_cast<uint32_t>(std::max<std::ptrdiff_t>(above - blocks_.begin(), 1) - 1);
+  uint64_t bits = blocks_[at].terminal[0] | uint64_t{blocks_[at].terminal[1]} << 32U;
+  for (uint32_t skip = rank - std::min(rank, blocks_[at].rank); skip > 0 && bits != 0; --skip)
+    bits &= bits - 1;
+  const uint32_t node = at * 64 + static_cast<uint32_t>(bits == 0 ? 0 : std::countr_zero(bits));
+  return std::min(node, static_cast<uint32_t>(num_nodes() - 1));
+}
+
+uint32_t Trie::parent(uint32_t node) const {
+  if (node == 0) return 0;
+  // The last node whose first child is not past `node`; childless nodes after it share that first child with their
+  // successor, so it is the last one with first_child <= node among those below it that have children.
+  uint32_t low = 0;
+  for (uint32_t count = node; count > 1;) {
+    const uint32_t half = count / 2;
+    if (first_child(low + half) <= node) low += half;
+    count -= half;
+  }
+  return low;
+}
+
+std::vector<uint32_t> Trie::sequence_ids(uint32_t node) const {
+  std::vector<uint32_t> out;
+  if (!is_terminal(node)) return out;
+  const uint32_t at = rank(node);
+  if (at >= ids_.size()) return out;
+  out.push_back(ids_[at]);
+  const auto [begin, end] = std::equal_range(extra_rank_.begin(), extra_rank_.end(), at);
+  for (auto it = begin; it != end; ++it)
+    out.push_back(extra_id_[static_cast<size_t>(it - extra_rank_.begin())]);
+  return out;
+}
+
+std::vector<uint32_t> Trie::nodes_of_sequences() const {
+  std::vector<uint32_t> out(num_sequences(), 0);
+  std::vector<uint32_t> terminals;
+  terminals.reserve(num_terminals());
+  for (uint32_t node = 0; node < num_nodes(); ++node) {
+    if (is_terminal(node)) terminals.push_back(node);
+  }
+  const auto set = [&](uint32_t id, size_t rank) {
+    if (id < out.size() && rank < terminals.size()) out[id] = terminals[rank];
   };
-  struct Item {
-    uint64_t key;  // the first two tokens, each plus one so that "none" sorts first
-    uint32_t index;
-  };
-
-  void sort() {
-    std::vector<Item> items(sequences_.size());
-    for (size_t i = 0; i < items.size(); ++i) {
-      const span<const int32_t> s = sequences_[i];
-      require(!s.empty(), "sequence ", i, " must hold at least one token, got none");
-      const uint64_t second = s.size() > 1 ? static_cast<uint64_t>(s[1]) + 1 : 0;
-      items[i] = {((static_cast<uint64_t>(s[0]) + 1) << 32) | second, static_cast<uint32_t>(i)};
-    }
-    std::sort(items.begin(), items.end(), [&](const Item& a, const Item& b) {
-      if (a.key != b.key) return a.key < b.key;
-      const span<const int32_t> x = sequences_[a.index];
-      const span<const int32_t> y = sequences_[b.index];
-      const auto order = std::lexicographical_compare_three_way(x.begin(), x.end(), y.begin(), y.end());
-      return order != 0 ? order < 0 : a.index < b.index;
-    });
-    order_.reserve(items.size());
-    for (const Item& item : items) order_.push_back(item.index);
-  }
-
-  std::vector<Range> expand(const std::vector<Range>& level, size_t depth) {
-    std::vector<Range> next;
-    for (const Range range : level) {
-      const size_t node = first_child_.size();
-      first_child_.push_back(static_cast<uint32_t>(tokens_.size()));
-      if (node % 32 == 0) terminal_.push_back(0);
-      uint32_t i = range.begin;
-      if (sequences_[order_[i]].size() == depth) {
-        terminal_.back() |= 1U << (node % 32);
-        sequence_offsets_.push_back(static_cast<uint32_t>(sequence_ids_.size()));
-        for (; i < range.end && sequences_[order_[i]].size() == depth; ++i)
-          sequence_ids_.push_back(order_[i]);
-      }
-      while (i < range.end) {
-        const int32_t token = sequences_[order_[i]][depth];
-        const uint32_t begin = i;
-        while (i < range.end && sequences_[order_[i]][depth] == token) ++i;
-        tokens_.push_back(static_cast<uint32_t>(token));
-        next.push_back({begin, i});
-      }
-    }
-    require(tokens_.size() < std::numeric_limits<uint32_t>::max(), "a trie holds at most 2^32 - 2 nodes");
-    return next;
-  }
-
-  std::shared_ptr<const Trie> pack() {
-    std::vector<uint32_t> rank(terminal_.size(), 0);
-    for (size_t w = 1; w < rank.size(); ++w) {
-      rank[w] = rank[w - 1] + static_cast<uint32_t>(std::popcount(terminal_[w - 1]));
-    }
-    const Shape shape{tokens_.size(), sequence_ids_.size(), sequence_offsets_.size() - 1};
-    std::shared_ptr<Trie> trie(new Trie());
-    trie->owned_.reserve(num_words(shape));
-    for (const auto* part :
-         {&tokens_, &first_child_, &terminal_, &rank, &sequence_offsets_, &sequence_ids_}) {
-      trie->owned_.insert(trie->owned_.end(), part->begin(), part->end());
-    }
-    trie->attach(shape, trie->owned_);
-    return trie;
-  }
-
-  const Ragged<int32_t>& sequences_;
-  std::vector<uint32_t> order_;
-  std::vector<uint32_t> tokens_, first_child_, terminal_, sequence_offsets_, sequence_ids_;
-};
-
-std::shared_ptr<const Trie> Trie::build(const Ragged<int32_t>& sequences) {
-  require(sequences.size() > 0, "a trie needs at least one sequence, got none");
-  require(sequences.size() < std::numeric_limits<uint32_t>::max(),
-          "a trie holds at most 2^32 - 2 sequences, got ", sequences.size());
-  const span<const int32_t> flat = sequences.flat();
-  const auto bad = std::find_if(flat.begin(), flat.end(), [](int32_t token) { return token < 0; });
-  require(bad == flat.end(), "tokens must be >= 0, got tokens[", bad - flat.begin(),
-          "] = ", bad == flat.end() ? 0 : *bad);
-  return Builder(sequences).run();
+  for (size_t rank = 0; rank < ids_.size(); ++rank) set(ids_[rank], rank);
+  for (size_t i = 0; i < extra_id_.size(); ++i) set(extra_id_[i], extra_rank_[i]);
+  return out;
 }
 
-uint64_t Trie::num_words(const Shape& shape) {
-  const uint64_t num_bit_words = (shape.num_nodes + 31) / 32;
-  return 2 * shape.num_nodes + 1 + 2 * num_bit_words + shape.num_terminals + 1 + shape.num_sequences;
+size_t Trie::nbytes() const {
+  return low_.size_bytes() + high_.size_bytes() + offset_.size_bytes() + blocks_.size_bytes() +
+         overflow_.size_bytes() + ids_.size_bytes() + extra_rank_.size_bytes() + extra_id_.size_bytes() +
+         used_.size_bytes();
 }
 
-void Trie::attach(const Shape& shape, span<const uint32_t> buffer) {
-  buffer_ = buffer;
-  size_t at = 0;
-  const auto take = [&](uint64_t count) {
-    const auto part = buffer.subspan(at, static_cast<size_t>(count));
-    at += part.size();
-    return part;
+uint32_t Trie::token_bound() const {
+  for (size_t word = used_.size(); word > 0; --word) {
+    if (used_[word - 1] != 0) {
+      return static_cast<uint32_t>(word * 32) - static_cast<uint32_t>(std::countl_zero(used_[word - 1]));
+    }
+  }
+  return 0;
+}
+
+uint32_t Trie::largest_token() const {
+  const size_t n = num_nodes();
+  if (high_.empty()) return *std::max_element(low_.begin() + 1, low_.end());
+  const uint32_t top = *std::max_element(high_.begin() + 1, high_.end());
+  uint32_t largest = 0;
+  for (size_t node = 1; node < n; ++node) {
+    if (high_[node] == top) largest = std::max(largest, uint32_t{low_[node]});
+  }
+  return top << 16U | largest;
+}
+
+void Trie::attach(const Storage& storage) {
+  low_ = storage.low;
+  high_ = storage.high;
+  offset_ = storage.offset;
+  blocks_ = storage.blocks;
+  overflow_ = storage.overflow;
+  ids_ = storage.ids;
+  extra_rank_ = storage.extra_rank;
+  extra_id_ = storage.extra_id;
+  used_ = storage.used;
+}
+
+std::vector<Section> Trie::sections(const std::string& prefix) const {
+  const auto as = [&](const char* name, span<const std::byte> bytes) {
+    return Section{prefix + "." + name, bytes};
   };
-  const uint64_t num_bit_words = (shape.num_nodes + 31) / 32;
-  tokens_ = take(shape.num_nodes);
-  first_child_ = take(shape.num_nodes + 1);
-  terminal_ = take(num_bit_words);
-  rank_ = take(num_bit_words);
-  sequence_offsets_ = take(shape.num_terminals + 1);
-  sequence_ids_ = take(shape.num_sequences);
+  return {as("low", std::as_bytes(low_)),
+          as("high", std::as_bytes(high_)),
+          as("offset", std::as_bytes(offset_)),
+          as("blocks", std::as_bytes(blocks_)),
+          as("overflow", std::as_bytes(overflow_)),
+          as("ids", std::as_bytes(ids_)),
+          as("extra_rank", std::as_bytes(extra_rank_)),
+          as("extra_id", std::as_bytes(extra_id_)),
+          as("used", std::as_bytes(used_))};
+}
+
+std::shared_ptr<const Trie> Trie::from_sections(std::shared_ptr<const SectionFile> file,
+                                                const std::string& prefix) {
+  std::shared_ptr<Trie> trie(new Trie());
+  const auto name = [&](const char* part) { return prefix + "." + part; };
+  trie->low_ = file->section_as<uint16_t>(name("low"));
+  trie->high_ = file->section_as<uint8_t>(name("high"));
+  trie->offset_ = file->section_as<uint8_t>(name("offset"));
+  trie->blocks_ = file->section_as<Block>(name("blocks"));
+  trie->overflow_ = file->section_as<uint32_t>(name("overflow"));
+  trie->ids_ = file->section_as<uint32_t>(name("ids"));
+  trie->extra_rank_ = file->section_as<uint32_t>(name("extra_rank"));
+  trie->extra_id_ = file->section_as<uint32_t>(name("extra_id"));
+  trie->used_ = file->section_as<uint32_t>(name("used"));
+  const std::string wrong = trie->check_sizes();
+  require(wrong.empty(), file->path(), ": damaged file: trie '", prefix, "': ", wrong);
+  trie->file_ = std::move(file);
+  return trie;
+}
+
+/// What contradicts in the sections' sizes; empty where they agree.
+std::string Trie::check_sizes() const {
+  const size_t n = low_.size();
+  if (n < 2 || n >= kOverflow) return "expected 2 to 2^31 - 1 nodes";
+  if (!high_.empty() && high_.size() != n) return "expected as many high as low token halves";
+  if (offset_.size() != n + 1 || blocks_.size() != n / 64 + 1)
+    return "expected an offset a node and a block each 64";
+  if (ids_.empty() || ids_.size() >= n) return "expected 1 to n - 1 terminals";
+  if (extra_rank_.size() != extra_id_.size()) return "expected a rank for each extra sequence";
+  return {};
+}
+
+bool Trie::is_sound() const {
+  const size_t n = num_nodes();
+  uint32_t expected = 1;
+  uint32_t num_terminal = 0;
+  for (uint32_t node = 0; node < n; ++node) {
+    const uint32_t end = first_child(node + 1);
+    if (first_child(node) != expected || end < expected || end > n || (end > expected && expected <= node))
+      return false;
+    uint32_t before = 0;
+    for (uint32_t child = expected; child < end; ++child) {
+      if ((child > expected && token(child) <= before) || !uses(token(child))) return false;
+      before = token(child);
+    }
+    if (end == expected && node > 0 && !is_terminal(node)) return false;
+    if (node % 64 == 0 && blocks_[node / 64].rank != num_terminal) return false;
+    num_terminal += is_terminal(node) ? 1 : 0;
+    expected = end;
+  }
+  const auto inside = [&](uint32_t id) { return id < num_sequences(); };
+  const auto ranked = [&](uint32_t rank) { return rank < num_terminals(); };
+  return expected == n && num_terminal == num_terminals() && !is_terminal(0) &&
+         std::is_sorted(extra_rank_.begin(), extra_rank_.end()) && std::ranges::all_of(ids_, inside) &&
+         std::ranges::all_of(extra_id_, inside) && std::ranges::all_of(extra_rank_, ranked);
 }
 
 }  // namespace obverse

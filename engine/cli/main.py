@@ -24,7 +24,7 @@ _VERBS = {
     "decode": ("model", "Predict with a trained model, under constraints if asked."),
     "evaluate": ("model", "Precision, recall, F1 or accuracy with bootstrap intervals."),
     "report": ("pipeline", "Write report.html and metrics.json of a run again."),
-    "catalog": ("tools", "Compile names into a token trie for constrained decoding."),
+    "catalog": ("catalog", "Compile names into a token trie for constrained decoding and linking."),
     "bench": ("tools", "Measure this machine's rate at each stage."),
     "doctor": ("tools", "Say what this machine can run, what is missing and how to get it."),
 }
@@ -75,15 +75,16 @@ def obverse() -> None:
 def main() -> None:
     """Run the command line; errors that Obverse raises on purpose are printed plainly, without a traceback."""
     try:
-        obverse(prog_name="obverse", standalone_mode=False)
+        # A verb that ends by `Exit` has its code given back here, not raised.
+        stopped = obverse(prog_name="obverse", standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("stopped; run the same command again to go on", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
     except ObverseError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
+    if isinstance(stopped, int) and stopped:
+        sys.exit(stopped)

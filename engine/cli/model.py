@@ -10,6 +10,7 @@ import click
 
 from obverse.engine.cli.options import from_options, input_file, output_file, quiet, seed, settings_options, task
 from obverse.engine.decode.settings import DecodeSettings
+from obverse.engine.errors import InputError
 from obverse.engine.evaluate.settings import EvaluateSettings
 from obverse.engine.records.models import Task
 from obverse.engine.records.progress import Progress
@@ -107,34 +108,73 @@ def train(
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("rows", type=input_file)
 @click.option("-o", "--out", type=output_file, required=True, help="Parquet file to write.")
-@click.option("--graph", help="Knowledge graph whose names are the only ones allowed. Without it: free decoding.")
+@click.option("--graph", help="Knowledge graph whose names are the only ones allowed. Without names: free decoding.")
+@click.option("--catalog", type=input_file, help="Catalogue of the only names allowed (see `obverse catalog build`).")
+@click.option(
+    "--types", type=input_file, help='JSON file {"RELATION": [[SUBJECT TYPE, ...], [OBJECT TYPE, ...]], ...}.'
+)
+@click.option("--only-in", help="Graph of the only triplets that may be written.")
+@click.option("--not-in", help="Graph of triplets that may not be written.")
 @task()
 @settings_options(DecodeSettings, skip=("constrained",))
 @quiet()
-def decode(model: Path, rows: Path, out: Path, graph: str | None, task: Task, quiet: bool, **options: Any) -> None:
-    """Predict triplets or labels for ROWS with MODEL (a folder that `train` wrote)."""
-    import tempfile
+def decode(
+    model: Path,
+    rows: Path,
+    out: Path,
+    graph: str | None,
+    catalog: Path | None,
+    types: Path | None,
+    only_in: str | None,
+    not_in: str | None,
+    task: Task,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Predict triplets or labels for ROWS with MODEL (a folder that `train` wrote).
 
-    from obverse.engine.decode.catalog import Catalog
-    from obverse.engine.decode.decoder import decode_rows
-    from obverse.engine.graph.load import load_graph
+    With --graph or --catalog nothing but those names can be written; every further rule narrows that.
+
+    \b
+    obverse decode my-model texts.jsonl -o found.parquet --catalog names.catalog --unique --only-mentioned
+    """
+    from obverse.engine import api
     from obverse.engine.records.files import read_rows
     from obverse.engine.records.shards import write_parquet
 
     settings = from_options(DecodeSettings, options)
     table = read_rows(rows, task=task)
-    progress = Progress(quiet=quiet)
-    with tempfile.TemporaryDirectory() as scratch:
-        catalog = None
-        if graph is not None:
-            source = load_graph(graph)
-            catalog = Catalog.cached(source.entities, source.relations, model, Path(scratch))
-        with progress.task("decode", table.num_rows, "rows") as advance:
-            predictions = decode_rows(
-                model, table, settings, catalog=catalog, constrained=catalog is not None, on_progress=advance
-            )
+    with Progress(quiet=quiet).task("decode", table.num_rows, "rows") as advance:
+        predictions = api.decode(
+            model,
+            table,
+            graph=graph,
+            catalog=catalog,
+            types=None if types is None else _type_rules(types),
+            only_in=only_in,
+            not_in=not_in,
+            on_progress=advance,
+            **settings.model_dump(exclude_unset=True),
+        )
     write_parquet(out, predictions)
     click.echo(f"{out}: {predictions.num_rows:,} rows")
+
+
+def _type_rules(path: Path) -> dict[str, tuple[list[str], list[str]]]:
+    import json
+
+    expected = 'JSON {"RELATION": [[SUBJECT TYPE, ...], [OBJECT TYPE, ...]], ...}'
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{expected} ({error})", file=path) from error
+    if not isinstance(content, dict):
+        raise InputError(expected, file=path, seen=type(content).__name__)
+    for relation, sides in content.items():
+        lists = isinstance(sides, list) and len(sides) == 2 and all(isinstance(side, list) for side in sides)
+        if not lists or any(not isinstance(kind, str) for side in sides for kind in side):
+            raise InputError("[[SUBJECT TYPE, ...], [OBJECT TYPE, ...]]", file=path, field=relation, seen=sides)
+    return {relation: (subject, object_) for relation, (subject, object_) in content.items()}
 
 
 @click.command()

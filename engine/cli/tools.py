@@ -1,56 +1,12 @@
-"""The verbs ``catalog``, ``bench`` and ``doctor``."""
+"""The verbs ``bench`` and ``doctor``."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from obverse.engine.cli.options import input_file, output_file, seed
+from obverse.engine.cli.options import seed
 
-__all__ = ["bench", "catalog", "doctor"]
-
-
-@click.group()
-def catalog() -> None:
-    """Compile names into a token trie that constrained decoding walks."""
-
-
-@catalog.command()
-@click.argument("names", type=input_file)
-@click.option("--tokenizer", required=True, help="Tokenizer folder or Hugging Face id of the model that decodes.")
-@click.option("-o", "--out", type=output_file, required=True, help="Catalogue folder to write.")
-@click.option("--relations", type=input_file, required=True, help="Relation names, a file of the same kinds.")
-def build(names: Path, tokenizer: str, out: Path, relations: Path) -> None:
-    """Compile NAMES: .txt (a name a line), .tsv/.csv/.jsonl/.parquet (columns `name` and, if any, `uri`)."""
-    import time
-
-    from obverse.engine.decode.catalog import Catalog
-    from obverse.engine.records.models import load_tokenizer
-    from obverse.engine.records.names import read_names
-    from obverse.engine.records.sequence import SequenceFormat
-
-    begun = time.perf_counter()
-    entities = read_names(names)
-    result = Catalog.build(entities, read_names(relations), SequenceFormat(load_tokenizer(tokenizer)))
-    result.save(out)
-    click.echo(f"{out}: {entities.num_rows:,} names in {time.perf_counter() - begun:.1f} s")
-    _show(out)
-
-
-@catalog.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def info(folder: Path) -> None:
-    """Print what the catalogue in FOLDER holds."""
-    _show(folder)
-
-
-def _show(folder: Path) -> None:
-    import json
-
-    from obverse.engine.decode.catalog import Catalog
-
-    click.echo(json.dumps(Catalog.open(folder).stats(), indent=1))
+__all__ = ["bench", "doctor"]
 
 
 @click.command()

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from obverse.engine.decode.catalog import Catalog
-from obverse.engine.decode.reading import read_triples
+from obverse.engine.decode.forms import read_facts
+from obverse.engine.decode.rules import TripletRules, mentioned
 from obverse.engine.decode.search import search
 from obverse.engine.decode.settings import DecodeSettings
 from obverse.engine.errors import InputError
@@ -33,6 +34,8 @@ from obverse.engine.records.sequence import Example
 if TYPE_CHECKING:
     import torch
 
+    from obverse._core import Subset
+
 __all__ = ["decode_rows"]
 
 
@@ -43,6 +46,7 @@ def decode_rows(
     *,
     catalog: Catalog | None = None,
     constrained: bool = False,
+    rules: TripletRules | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> pa.Table:
     """Predict triplets or a label for each row, as a ``PREDICTIONS`` table in the rows' order.
@@ -57,6 +61,7 @@ def decode_rows(
         settings: see `DecodeSettings`; ``settings.constrained`` is the caller's to loop over.
         catalog: names and URIs; needed when ``constrained``, else it only links.
         constrained: write nothing but the catalogue's names.
+        rules: which triplets of them, when ``constrained``; see also ``settings``.
         on_progress: called with rows newly done.
 
     Raises:
@@ -73,14 +78,20 @@ def decode_rows(
         if constrained:
             raise InputError("constrained=False for a classifier: its labels are a closed set", field="constrained")
         return _classify(model_dir, rows, texts, settings, card, advance)
-    return _Extractor(model_dir, settings, card, catalog, constrained).predict(rows, texts, advance)
+    return _Extractor(model_dir, settings, card, catalog, constrained, rules).predict(rows, texts, advance)
 
 
 class _Extractor:
     """A loaded model with its constraint."""
 
     def __init__(
-        self, folder: Path, settings: DecodeSettings, card: dict[str, Any], catalog: Catalog | None, constrained: bool
+        self,
+        folder: Path,
+        settings: DecodeSettings,
+        card: dict[str, Any],
+        catalog: Catalog | None,
+        constrained: bool,
+        rules: TripletRules | None,
     ) -> None:
         self.settings, self.catalog, self.device = settings, catalog, pick_device()
         self.dtype = pick_dtype(settings.dtype, self.device)
@@ -91,7 +102,13 @@ class _Extractor:
         if constrained:
             if catalog is None:
                 raise InputError("a catalogue (constrained decoding writes only its names)", field="catalog")
-            self.constraint = catalog.constraint(self.form, int(self.model.config.vocab_size))
+            self.constraint = catalog.constraint(
+                self.form,
+                int(self.model.config.vocab_size),
+                max_triplets=settings.max_triplets,
+                unique=settings.unique,
+                **({} if rules is None else vars(rules)),
+            )
         self.limit = self._prompt_limit(card)
 
     def _prompt_limit(self, card: dict[str, Any]) -> int | None:
@@ -117,10 +134,12 @@ class _Extractor:
         outputs: list[list[int]] = [[]] * len(prompts)
         log_probs = np.zeros(len(prompts), dtype=np.float32)
         gather: bool | None = None
+        subsets = self._subsets(texts)
         with torch.inference_mode(), quiet_transformers():
             for batch in _batches(prompts, self.settings.batch_size):
                 chosen = [prompts[i] for i in batch]
-                found = search(self.model, chosen, self.form, self.settings, self.constraint)
+                limits = None if subsets is None else [subsets[i] for i in batch]
+                found = search(self.model, chosen, self.form, self.settings, self.constraint, limits)
                 examples = [Example([*p, *o], len(p)) for p, o in zip(chosen, found, strict=True)]
                 scored = collate(
                     examples,
@@ -133,14 +152,24 @@ class _Extractor:
                 for place, output in zip(batch, found, strict=True):
                     outputs[place] = output
                 advance(len(batch))
-        exact = self.catalog if self.constraint is not None else None
-        triples = [read_triples(ids, self.form, exact) for ids in outputs]
         return _predictions(
             rows,
-            predicted=_link(triples, self.catalog),
+            predicted=_link([self._read(ids) for ids in outputs], self.catalog),
             output=[self.form.decode(ids) for ids in outputs],
             log_prob=log_probs,
         )
+
+    def _subsets(self, texts: list[str]) -> list[Subset] | None:
+        """The entities that each text mentions, where nothing else may be written."""
+        if not self.settings.only_mentioned or self.constraint is None or self.catalog is None:
+            return None
+        return [mentioned(self.catalog, text) for text in texts]
+
+    def _read(self, ids: list[int]) -> list[Triple]:
+        """Triples of an output: by its names' tokens where it was constrained, else by its words."""
+        if self.constraint is None or self.catalog is None:
+            return self.form.triples(ids)
+        return read_facts(ids, self.constraint, self.catalog)
 
 
 def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
@@ -157,8 +186,9 @@ def _link(triples: list[list[Triple]], catalog: Catalog | None) -> pa.Array:
     for role in ("subject", "predicate", "object"):
         names = [getattr(triple, role) for triple in flat]
         uris: list[str | None] = [None] * len(names)
-        if catalog is not None:
-            uris = (catalog.relations if role == "predicate" else catalog.entities).link(names)
+        index = None if catalog is None else catalog.relations if role == "predicate" else catalog.entities
+        if index is not None:
+            uris = index.link(names)
         pairs = [pa.array(uris, pa.string()), pa.array(names, pa.string())]
         columns[role] = pa.StructArray.from_arrays(pairs, ["uri", "surfaceform"])
     values = pa.StructArray.from_arrays(list(columns.values()), list(columns))

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from obverse.engine.decode.processor import ConstrainedLogitsProcessor, mask_disallowed
+from obverse.engine.decode.processor import ConstrainedLogitsProcessor, choose_allowed
 from obverse.engine.decode.settings import DecodeSettings
 from obverse.engine.records.forward import pad_rows
 from obverse.engine.records.sequence import SequenceFormat
@@ -14,7 +14,7 @@ from obverse.engine.records.sequence import SequenceFormat
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from obverse._core import Constraint
+    from obverse._core import Constraint, Subset
 
 __all__ = ["search"]
 
@@ -28,23 +28,30 @@ def search(
     form: SequenceFormat,
     settings: DecodeSettings,
     constraint: Constraint | None,
+    subsets: Sequence[Subset | None] | None = None,
 ) -> list[list[int]]:
     """Output ids of each prompt, through the end-of-sequence token or, without it, to ``max_new_tokens``.
 
-    Greedy decoding of decoder-only models runs in a loop of ours in which rows that have ended leave the batch;
-    beams and encoder-decoder models run in ``model.generate``.
+    With ``subsets``, one a prompt, an output may hold only those entities. Greedy decoding of decoder-only models runs
+    in a loop of ours in which rows that have ended leave the batch; beams and encoder-decoder models run in
+    ``model.generate``.
     """
     greedy = settings.num_beams == 1 and form.architecture == "decoder"
     if greedy and "position_ids" in inspect.signature(model.forward).parameters:
-        return _Greedy(model, prompts, form, constraint).run(settings.max_new_tokens)
-    return _generate(model, prompts, form, settings, constraint)
+        return _Greedy(model, prompts, form, constraint, subsets).run(settings.max_new_tokens)
+    return _generate(model, prompts, form, settings, constraint, subsets)
 
 
 class _Greedy:
     """One batch, padded on the left so that all rows write in the same column."""
 
     def __init__(
-        self, model: Any, prompts: Sequence[Sequence[int]], form: SequenceFormat, constraint: Constraint | None
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        form: SequenceFormat,
+        constraint: Constraint | None,
+        subsets: Sequence[Subset | None] | None,
     ) -> None:
         import torch
         from transformers import DynamicCache
@@ -59,12 +66,12 @@ class _Greedy:
         self.rows = list(range(len(prompts)))
         """Which prompt each row of the batch is."""
         self.live = torch.ones(len(prompts), dtype=torch.bool)
-        self.matchers = self._matchers(len(prompts))
+        self.matchers = self._matchers(subsets or [None] * len(prompts))
 
-    def _matchers(self, count: int) -> list[Any]:
+    def _matchers(self, subsets: Sequence[Subset | None]) -> list[Any]:
         from obverse._core import Matcher
 
-        return [] if self.constraint is None else [Matcher(self.constraint) for _ in range(count)]
+        return [] if self.constraint is None else [Matcher(self.constraint, subset=subset) for subset in subsets]
 
     def run(self, max_new_tokens: int) -> list[list[int]]:
         """All rows to their end."""
@@ -79,7 +86,7 @@ class _Greedy:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
-            tokens = self._choose(logits.float())
+            tokens = self._choose(logits)
             if not bool(self.live.any()):
                 break
             self.input_ids = tokens[:, None].to(self.device)
@@ -91,9 +98,12 @@ class _Greedy:
 
     def _choose(self, logits: Tensor) -> Tensor:
         """The likeliest allowed token of each row [B]; notes it, and which rows have ended."""
-        if self.constraint is not None:
-            logits = mask_disallowed(self.constraint, self.matchers, logits.contiguous())
-        tokens = logits.argmax(-1).cpu()
+        import torch
+
+        if self.matchers:
+            tokens = torch.from_numpy(choose_allowed(self.matchers, logits)).long()
+        else:
+            tokens = logits.argmax(-1).cpu()
         for place, token in enumerate(tokens.tolist()):
             if not self.live[place]:
                 continue
@@ -124,6 +134,7 @@ def _generate(
     form: SequenceFormat,
     settings: DecodeSettings,
     constraint: Constraint | None,
+    subsets: Sequence[Subset | None] | None = None,
 ) -> list[list[int]]:
     from transformers import GenerationConfig, LogitsProcessorList
 
@@ -133,7 +144,7 @@ def _generate(
     start = 1 if encoder else ids.shape[1]
     processors = LogitsProcessorList()
     if constraint is not None:
-        processors.append(ConstrainedLogitsProcessor(constraint, prompt_length=start, eos_id=form.eos_id))
+        processors.append(ConstrainedLogitsProcessor(constraint, prompt_length=start, subsets=subsets))
     config = GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.num_beams,

@@ -23,5 +23,11 @@ class DecodeSettings(StageSettings):
     """Most tokens of an output; of one cut here, the part after its last whole fact is dropped."""
     batch_size: int = Field(default=64, ge=1)
     """Rows decoded at a time."""
+    max_triplets: int | None = Field(default=None, ge=1)
+    """Most triplets of a constrained output."""
+    unique: bool = False
+    """Whether a constrained output may write a triplet only once."""
+    only_mentioned: bool = False
+    """Whether a constrained output may hold only entities whose name stands in its input as it is written."""
     dtype: DType = "auto"
     """Type to compute in. `auto`: bfloat16 where the hardware has it, else float32."""

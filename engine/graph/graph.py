@@ -88,6 +88,17 @@ class KnowledgeGraph:
         """Rows of ``relations``."""
         return int(self.relations.num_rows)
 
+    def triples(self) -> pa.Table:
+        """Every edge by uri (``subject``, ``predicate``, ``object``) and by name (``subject_name``, ...)."""
+        ends = {
+            "subject": (self.entities, self.heads),
+            "predicate": (self.relations, self.predicates),
+            "object": (self.entities, self.tails),
+        }
+        columns = {role: table["uri"].take(pa.array(at)) for role, (table, at) in ends.items()}
+        columns |= {f"{role}_name": table["name"].take(pa.array(at)) for role, (table, at) in ends.items()}
+        return pa.table(columns)
+
     @property
     def num_edges(self) -> int:
         """Number of (head, predicate, tail) edges."""

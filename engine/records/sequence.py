@@ -10,13 +10,12 @@ read ``text <eos>`` and write the same.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from obverse.engine.errors import InputError
-from obverse.engine.records.keys import content_hash
+from obverse.engine.records.context import NameContext, encode_texts, text_lead
 from obverse.engine.records.linearise import MARKERS, Form, Triple, parse
 
 __all__ = ["FACTS", "Architecture", "Example", "MarkerIds", "SequenceFormat", "order_by_mention"]
@@ -60,7 +59,7 @@ class SequenceFormat:
             raise InputError("a tokenizer with an end-of-sequence token", field="eos_token")
         self.tokenizer, self.form, self.architecture = tokenizer, form, architecture
         self.eos_id: int = tokenizer.eos_token_id
-        self.lead = _lead(tokenizer)
+        self.lead = text_lead(tokenizer)
         self._pieces: dict[str, list[int]] = {}
 
     @property
@@ -77,26 +76,11 @@ class SequenceFormat:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of all that decides a name's token ids: vocabulary, merges, normaliser, added tokens."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None:
-            # Padding and truncation are a call's state, not part of what a name's tokens are.
-            parts = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")}
-            return content_hash({"tokenizer": parts, "lead": self.lead})
-        return content_hash({"vocab": self.tokenizer.get_vocab(), "lead": self.lead})
+        return NameContext(self.tokenizer).fingerprint
 
     def name_ids(self, names: Sequence[str]) -> list[list[int]]:
         """Token ids of each name as it stands inside a linearisation (after a marker and a space)."""
-        if not names:
-            return []
-        encoded = self.tokenizer(
-            [self.lead + name for name in names],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
+        return encode_texts(self.tokenizer, [self.lead + name for name in names])
 
     def prompt_ids(self, text: str, max_length: int | None = None) -> list[int]:
         """What the model reads: ``<bos> text [facts]`` (decoder-only) or ``text <eos>`` (encoder-decoder).
@@ -167,20 +151,6 @@ class SequenceFormat:
                 self._pieces.clear()
             found = self._pieces[piece] = self._encode(piece)
         return found
-
-
-def _lead(tokenizer: Any) -> str:
-    """What to put before a piece so that it gets the tokens it has after a space in running text.
-
-    Byte-level BPE wants the space itself; SentencePiece models that add their own (Llama 2) want none, or they
-    would write two.
-    """
-    full = tokenizer.encode("a Paris", add_special_tokens=False)
-    for lead in (" ", ""):
-        ids = tokenizer.encode(lead + "Paris", add_special_tokens=False)
-        if full[-len(ids) :] == ids:
-            return lead
-    return " "
 
 
 def _whole_facts(text: str, form: Form) -> str:

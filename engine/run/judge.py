@@ -46,7 +46,8 @@ def run_decode(context: Context) -> dict[str, Any]:
     catalog = None
     if recipe.task == "extraction" and True in recipe.decode.constrained:
         model = context.folder / "train" / recipe.train.methods[0]
-        catalog = Catalog.cached(context.graph.entities, context.graph.relations, model, context.folder / "catalog")
+        entities = context.graph.entities.select(["uri", "name", "type"])
+        catalog = Catalog.cached(entities, context.graph.relations, model, context.folder / "catalog")
     total = sum(rows.num_rows for rows in sets.values()) * len(variants(context))
     decoded = 0
     with context.progress.task("decode", total, "rows") as advance:

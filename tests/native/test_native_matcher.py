@@ -17,7 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from obverse._core import Constraint, Matcher, Trie, allowed_batch, bitmask_words, mask_logits
+from obverse._core import Constraint, Matcher, RowStates, Trie, argmax_allowed, bitmask_words, mask_logits
+from obverse.engine.decode.automaton import marked
+from obverse.engine.records.sequence import MarkerIds
 
 Form = Literal["fully_expanded", "subject_collapsed"]
 Name = tuple[int, ...]
@@ -34,8 +36,7 @@ class Language:
     form: Form
 
     def constraint(self, vocab_size: int) -> Constraint:
-        s, r, o, e = (list(marker) for marker in self.markers)
-        return Constraint(trie_of(self.entities), trie_of(self.relations), s, r, o, e, EOS, self.form, vocab_size)
+        return constraint_of(trie_of(self.entities), trie_of(self.relations), self.markers, EOS, self.form, vocab_size)
 
     def parts(self, state: str) -> list[tuple[tuple[Name, ...], str]]:
         """What may stand at `state`: alternatives, and the state after them."""
@@ -74,6 +75,13 @@ def trie_of(names: tuple[Name, ...]) -> Trie:
     return Trie.build(np.array([t for name in names for t in name], dtype=np.int32), offsets)
 
 
+def constraint_of(
+    entities: Trie, relations: Trie, markers: tuple[Name, ...], eos: int, form: Form, vocab_size: int
+) -> Constraint:
+    parts, start = marked(form, MarkerIds(*(list(marker) for marker in markers)))
+    return Constraint(entities, relations, parts=parts, start=start, eos=eos, vocab_size=vocab_size)
+
+
 def mask_tokens(matcher: Matcher, vocab_size: int) -> list[int]:
     """The bitmask as a list of tokens, over a buffer that held garbage."""
     words = np.full(bitmask_words(vocab_size), -1, dtype=np.int32)
@@ -107,9 +115,9 @@ def test_native_matcher_agrees_with_the_oracle(language: Language, vocab_size: i
         expected = sorted(language.allowed(tuple(prefix)))
         assert matcher.allowed().tolist() == expected
         assert mask_tokens(matcher, vocab_size) == expected
-        tokens, offsets = allowed_batch(constraint, ints(prefix), np.array([0, len(prefix)], dtype=np.int64))
-        assert tokens.tolist() == expected
-        assert offsets.tolist() == [0, len(expected)]
+        tokens, offsets = RowStates(constraint).allowed(np.array([prefix], np.int64))
+        assert tokens.tolist() == (expected or [EOS])
+        assert offsets.tolist() == [0, len(tokens)]
         assert matcher.is_complete == (bool(prefix) and prefix[-1] == EOS) == (not expected)
         for wrong in sorted(set(range(-1, vocab_size + 1)) - set(expected)):
             assert not matcher.accept(wrong)
@@ -207,7 +215,7 @@ def test_native_masks_at_awkward_vocabulary_sizes(vocab_size: int) -> None:
     for columns in (vocab_size, vocab_size + 117):  # padded embeddings: the rest is disallowed
         logits = rng.standard_normal((5, columns + 3)).astype(np.float32)
         before = logits.copy()
-        mask_logits(constraint, matchers, logits[:, :columns])
+        mask_logits(matchers, logits[:, :columns])
         for row, expected in enumerate(rows):
             assert np.flatnonzero(np.isfinite(logits[row, :columns])).tolist() == expected
             assert np.array_equal(logits[row, expected], before[row, expected])
@@ -220,13 +228,58 @@ def test_native_complete_rows_keep_eos_and_bad_rows_get_nothing() -> None:
     matcher = Matcher(constraint)
     assert matcher.replay(ints([1, 5, 2, 6, 3, 5, 4, EOS]))
     logits = np.arange(8, dtype=np.float32)[None].copy()
-    mask_logits(constraint, [matcher], logits)
+    mask_logits([matcher], logits)
     assert np.flatnonzero(np.isfinite(logits[0])).tolist() == [EOS]
-    rows = [[1, 5], [1, 6], [EOS, EOS], [], [-7], [1, 5, 2]]
-    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
-    tokens, starts = allowed_batch(constraint, ints([t for row in rows for t in row]), offsets)
+    states = RowStates(constraint)
+    rows = [[1, 5], [1, 6], [EOS, EOS], [-7, 1], [1, 9], [0, 7]]
+    tokens, starts = states.allowed(np.array(rows, np.int64))
     lists = [tokens[a:b].tolist() for a, b in pairwise(starts.tolist())]
-    assert lists == [[2], [], [], [0, 1], [], [6]]
+    assert lists == [[2], [EOS], [EOS], [EOS], [EOS], [EOS]]
+
+
+def test_native_row_states_follow_beams_and_reuse_their_buffer() -> None:
+    """Rows that change places, split and end, against a matcher for each; the buffer never keeps a stale entry."""
+    rng = np.random.default_rng(4)
+    entities = tuple({tuple(rng.integers(10, 60, rng.integers(1, 5)).tolist()) for _ in range(400)})
+    language = Language(entities, ((6,), (6, 7)), ((1,), (2,), (3,), (4,)), "subject_collapsed")
+    constraint = language.constraint(61)
+    states = RowStates(constraint)
+    rows: list[list[int]] = [[] for _ in range(6)]
+    buffers = [np.full((6, 64), np.nan, np.float32) for _ in range(2)]
+    for step in range(60):
+        scores = rng.standard_normal((6, 64)).astype(np.float32)
+        out = buffers[step % 2]
+        states.step(np.array(rows, np.int64).reshape(6, step), scores, out, step % 2, step > 1)
+        for i, row in enumerate(rows):
+            matcher = Matcher(constraint)
+            ended = EOS in row
+            assert ended or matcher.replay(ints(row))
+            expected = [EOS] if ended else matcher.allowed().tolist()
+            assert np.flatnonzero(np.isfinite(out[i])).tolist() == expected
+            assert np.array_equal(out[i, expected], scores[i, expected])
+        chosen = [rng.choice(np.flatnonzero(np.isfinite(out[i]))) for i in range(6)]
+        order = rng.integers(0, 6, 6)  # as beam search does: a row may be dropped or continue twice
+        rows = [[*rows[i], int(chosen[i])] for i in order]
+
+
+def test_native_argmax_of_what_is_allowed() -> None:
+    rng = np.random.default_rng(8)
+    entities = tuple({tuple(rng.integers(10, 60, 3).tolist()) for _ in range(200)})
+    language = Language(entities, ((6,),), ((1,), (2,), (3,), (4,)), "fully_expanded")
+    constraint = language.constraint(60)
+    matchers = [Matcher(constraint) for _ in range(5)]
+    for _ in range(200):
+        logits = rng.standard_normal((5, 60)).astype(np.float32)
+        logits[:, rng.integers(0, 60, 4)] = np.nan
+        chosen = argmax_allowed(matchers, logits)
+        for row, matcher, token in zip(logits, matchers, chosen.tolist(), strict=True):
+            allowed = [EOS] if matcher.is_complete else matcher.allowed().tolist()
+            numbers = [t for t in allowed if not np.isnan(row[t])]
+            assert token == (max(numbers, key=lambda t: row[t]) if numbers else allowed[0])
+            if matcher.is_complete:
+                matcher.reset()
+            else:
+                assert matcher.accept(token)
 
 
 def test_native_constraint_keeps_its_tries_alive_and_is_shared_by_threads() -> None:
@@ -241,7 +294,7 @@ def test_native_constraint_keeps_its_tries_alive_and_is_shared_by_threads() -> N
         logits = np.zeros((1, 200), dtype=np.float32)
         for _ in range(300):
             logits[:] = own.standard_normal((1, 200))
-            mask_logits(constraint, [matcher], logits)
+            mask_logits([matcher], logits)
             out.append(int(logits.argmax()))
             assert matcher.accept(out[-1])
             if matcher.is_complete:
@@ -256,14 +309,17 @@ def test_native_constraint_keeps_its_tries_alive_and_is_shared_by_threads() -> N
 def test_native_constraint_refuses_bad_values() -> None:
     trie, good = trie_of(((5,),)), Language(((5,),), ((6,),), ((1,), (2,), (3,), (4,)), "fully_expanded")
     constraint = good.constraint(8)
-    with pytest.raises(ValueError, match=r"form must be 'fully_expanded' or 'subject_collapsed', got 'loose'"):
-        Constraint(trie, trie, [1], [2], [3], [4], 0, "loose", 8)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"relation_marker must hold at least one token"):
-        Constraint(trie, trie, [1], [], [3], [4], 0, "fully_expanded", 8)
+    marks = ((1,), (2,), (3,), (4,))
+    with pytest.raises(ValueError, match=r"parts\[2\] must hold at least one token"):
+        constraint_of(trie, trie, ((1,), (), (3,), (4,)), 0, "fully_expanded", 8)
+    with pytest.raises(ValueError, match=r"parts\[6\] must hold tokens in \[0, 8\), got 8"):
+        constraint_of(trie, trie, ((1,), (2,), (3,), (8,)), 0, "fully_expanded", 8)
+    with pytest.raises(ValueError, match=r"parts\[4\] must not contain eos = 3"):
+        constraint_of(trie, trie, marks, 3, "fully_expanded", 8)
     with pytest.raises(ValueError, match=r"names without eos = 5: leave it off"):
-        Constraint(trie, trie, [1], [2], [3], [4], 5, "fully_expanded", 8)
+        constraint_of(trie, trie, marks, 5, "fully_expanded", 8)
     with pytest.raises(ValueError, match=r"entities must hold tokens in \[0, 5\), got 5"):
-        Constraint(trie, trie, [1], [2], [3], [4], 0, "fully_expanded", 5)
+        constraint_of(trie, trie, marks, 0, "fully_expanded", 5)
     with pytest.raises(ValueError, match=r"bitmask must hold 1 words for vocab_size = 8, got 2"):
         Matcher(constraint).fill_bitmask(np.zeros(2, dtype=np.int32))
     words = np.zeros(1, dtype=np.int32)
@@ -272,13 +328,11 @@ def test_native_constraint_refuses_bad_values() -> None:
         Matcher(constraint).fill_bitmask(words)
     logits = np.zeros((1, 8), dtype=np.float32)
     with pytest.raises(ValueError, match=r"one matcher a row of logits, 1, got 2"):
-        mask_logits(constraint, [Matcher(constraint)] * 2, logits)
-    with pytest.raises(ValueError, match=r"matchers\[0\] belongs to another constraint"):
-        mask_logits(constraint, [Matcher(good.constraint(8))], logits)
+        mask_logits([Matcher(constraint)] * 2, logits)
     with pytest.raises(ValueError, match=r"at least vocab_size = 8 columns, got 7"):
-        mask_logits(constraint, [Matcher(constraint)], np.zeros((1, 7), dtype=np.float32))
+        mask_logits([Matcher(constraint)], np.zeros((1, 7), dtype=np.float32))
     with pytest.raises(ValueError, match=r"logits must be a 2-D numpy array of float32, got dtype float64"):
-        mask_logits(constraint, [Matcher(constraint)], np.zeros((1, 8)))  # type: ignore[arg-type]
+        mask_logits([Matcher(constraint)], np.zeros((1, 8)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"logits must have contiguous rows"):
-        mask_logits(constraint, [Matcher(constraint)] * 8, np.zeros((8, 8), dtype=np.float32).T)
+        mask_logits([Matcher(constraint)] * 8, np.zeros((8, 8), dtype=np.float32).T)
     assert not np.isinf(logits).any(), "a refused call writes nothing"

@@ -20,4 +20,9 @@ inline void set_bit(span<int32_t> words, uint32_t token) {
   word = static_cast<int32_t>(static_cast<uint32_t>(word) | (1U << (token % kTokensPerWord)));
 }
 
+inline void clear_bit(span<int32_t> words, uint32_t token) {
+  auto& word = words[token / kTokensPerWord];
+  word = static_cast<int32_t>(static_cast<uint32_t>(word) & ~(1U << (token % kTokensPerWord)));
+}
+
 }  // namespace obverse

@@ -1,14 +1,12 @@
-// Which token may follow, for linearised triplet sets whose names come from two catalogues.
+// Which token may follow, for a linearisation whose names come from catalogues.
 //
-//   fully expanded      ( [s] ENTITY [r] RELATION [o] ENTITY [e] )* eos
-//   subject collapsed   ( [s] ENTITY ( [r] RELATION [o] ENTITY )+ [e] )* eos
+// Where a name that has ended could also go on with the token that starts the next literal (a name that is a prefix of
+// another; a name that shares tokens with a literal; `[r]` and `[e]` that both start with `[`), the state is the small
+// set of all positions that the tokens allow: exactly the language, no greedy choice. Every position can reach the end,
+// so no state is a dead end.
 //
-// A marker is a string of one or more tokens. Where a name that has ended could also go on with the token that
-// starts the next marker (a name that is a prefix of another; a name that shares tokens with a marker; `[r]` and
-// `[e]` that both start with `[`), the state is the small set of all positions that the tokens allow: exactly the
-// language above, no greedy choice. Every position can reach the end, so no state is a dead end.
-//
-// Cost: a step is one binary search a position; a mask is the children of one node (root rows are kept ready).
+// Cost: a step is one search among a node's children a position; a mask is the children of one node (root rows are kept
+// ready). Rules cost when a slot is entered, not a token.
 #pragma once
 
 #include <cstddef>
@@ -16,81 +14,107 @@
 #include <memory>
 #include <vector>
 
+#include "obverse/automaton.hpp"
 #include "obverse/bitmask.hpp"
+#include "obverse/rules.hpp"
 #include "obverse/trie.hpp"
 
 namespace obverse {
 
-enum class Form : uint8_t { kFullyExpanded, kSubjectCollapsed };
-
-/// The part of the linearisation a position is in. A marker part is entered with its first token.
-enum class Part : uint32_t {
-  kBoundary,  // at the start or after an end marker
-  kSubjectMarker,
-  kSubject,
-  kRelationMarker,
-  kRelation,
-  kObjectMarker,
-  kObject,
-  kEndMarker,
-  kDone,  // after eos
-};
-
-/// Where one reading of the tokens stands. index: trie node in a name, tokens taken in a marker, else 0.
+/// Where one reading of the tokens stands. index: trie node in a slot, tokens taken in a literal.
 struct Position {
-  Part part;
+  uint32_t part;
   uint32_t index;
+  uint32_t
+      memory;  // under rules: which of Memory's entries; else the number of whole triplets if there is a limit
   bool operator==(const Position&) const = default;
 };
 
 /// All readings; never empty for an accepted string, in order of discovery, without repeats.
 using State = std::vector<Position>;
 
-struct MarkerTokens {
-  std::vector<int32_t> subject, relation, object, end;
+/// What readings have written so far: grows with every name, shared by all positions of a sequence.
+struct Memory {
+  struct Entry {
+    uint32_t subject = 0, relation = 0, object = 0;
+    uint32_t last = Written::kNone;        // in written
+    std::shared_ptr<const Filter> filter;  // of the slot that this reading is in
+  };
+  std::vector<Entry> entries;
+  std::vector<Written> written;
+  std::shared_ptr<const Request> request;
+  bool keeps_facts = false;  // note names and facts where the constraint itself needs none
+};
+
+/// Limits on the triplets. Everything but max_triplets needs the order subject, relation, object.
+struct Limits {
+  int64_t max_triplets = 0;  // 0: none
+  bool unique = false;
+  const TypeRules* types = nullptr;
+  const GraphRules* graph = nullptr;
 };
 
 /// Immutable and thread-safe; shares its tries.
 class Constraint {
  public:
-  /// Throws ValueError on an empty marker, a token (marker, eos or name) outside [0, vocab_size), and where
-  /// eos is part of a marker or name.
-  Constraint(std::shared_ptr<const Trie> entities, std::shared_ptr<const Trie> relations,
-             MarkerTokens markers, int64_t eos, Form form, int64_t vocab_size);
+  /// `relations` may be null where no slot is a relation. Throws ValueError where a name holds eos or a token outside
+  /// the vocabulary, or the limits don't fit.
+  Constraint(std::shared_ptr<const Trie> entities, std::shared_ptr<const Trie> relations, Automaton automaton,
+             const Limits& limits);
 
-  static State start() { return {{Part::kBoundary, 0}}; }
-  static bool is_complete(span<const Position> state) {
-    return state.size() == 1 && state.front().part == Part::kDone;
+  /// The state before the first token; `memory` is emptied but for its request and keeps_facts.
+  void start(Memory* memory, State* state) const;
+  bool is_complete(span<const Position> state) const {
+    return state.size() == 1 && state.front().part == automaton_.done();
   }
-
   /// Writes the state after `token` to `next` (cleared first); empty where the token is not allowed.
-  void advance(span<const Position> state, int64_t token, State* next) const;
-  /// The state after `tokens` from the start; empty where they are not allowed.
-  State replay(span<const int32_t> tokens) const;
+  void advance(span<const Position> state, int64_t token, Memory* memory, State* next) const;
   /// Appends the allowed tokens, ascending, without repeats; none after eos.
-  void append_allowed(span<const Position> state, std::vector<int32_t>* out) const;
+  void append_allowed(span<const Position> state, const Memory& memory, std::vector<int32_t>* out) const;
   /// Overwrites words[bitmask_words(vocab_size)]. Throws ValueError on another length.
-  void fill_bitmask(span<const Position> state, span<int32_t> words) const;
+  void fill_bitmask(span<const Position> state, const Memory& memory, span<int32_t> words) const;
+  /// Whether about as much is allowed that a pass over the row is cheaper than a list: at the root of a large trie.
+  bool allows_many(span<const Position> state) const;
+  /// The triplets of a whole or unfinished output, by one reading, up to the first token that isn't allowed. Facts that
+  /// have begun but are not whole are left out.
+  std::vector<Fact> read(span<const int32_t> tokens) const;
+  /// Throws ValueError where the subset is not one of this constraint's entities.
+  std::shared_ptr<const Request> prepare(std::shared_ptr<const Subset> entities) const;
 
-  uint32_t vocab_size() const { return vocab_size_; }
-  uint32_t eos() const { return eos_; }
-  Form form() const { return form_; }
+  uint32_t vocab_size() const { return automaton_.vocab_size(); }
+  uint32_t eos() const { return automaton_.eos(); }
+  uint32_t max_triplets() const { return max_triplets_; }
+  const Automaton& automaton() const { return automaton_; }
+  const std::shared_ptr<const Trie>& entities() const { return entities_; }
+  const std::shared_ptr<const Trie>& relations() const { return relations_; }
+  /// Whether what may follow depends on the names written before.
+  bool has_rules() const { return rules_ != nullptr; }
 
  private:
-  const Trie* names(Part part) const;
-  const std::vector<uint32_t>& marker(Part part) const { return markers_[static_cast<size_t>(part)]; }
-  span<const Part> markers_after(Part name) const;
-  Position after_marker_token(Part marker_part, uint32_t num_taken) const;
-  void check_trie(const Trie& trie, const char* what) const;
+  const Trie& names(Slot slot) const { return slot == Slot::kRelation ? *relations_ : *entities_; }
+  bool remembers(const Memory& memory) const {
+    return rules_ != nullptr || memory.keeps_facts || memory.request;
+  }
+  void check_names(const Trie& trie, const char* what) const;
+  const Filter* filter_of(Position position, const Memory& memory) const;
+  bool at_end(Position position, const Memory& memory) const;
+  uint32_t num_triplets(Position position, const Memory& memory) const;
+  bool is_open(Position position, const Automaton::Edge& edge, const Memory& memory) const;
+  uint32_t leave(Position position, Memory* memory) const;
+  Position enter(uint32_t part, uint32_t taken, uint32_t kept, Memory* memory) const;
+  Rules::Context context(const Memory::Entry& entry, const Memory& memory) const;
   template <typename Visit>
-  void visit_singles(Position position, const Visit& visit) const;
+  void for_each_single(Position position, const Memory& memory, const Visit& visit) const;
+  template <typename Visit>
+  void for_each_child(Position position, const Memory& memory, const Visit& visit) const;
+  void fill_root(Slot slot, const Filter* filter, span<int32_t> words) const;
 
   std::shared_ptr<const Trie> entities_, relations_;
-  std::vector<std::vector<uint32_t>> markers_;  // by Part; empty for parts that are not markers
-  uint32_t eos_ = 0;
-  Form form_;
-  uint32_t vocab_size_ = 0;
-  std::vector<int32_t> entity_root_, relation_root_;  // masks at the tries' roots
+  Automaton automaton_;
+  std::shared_ptr<const Rules> rules_;
+  uint32_t max_triplets_ = 0;
+  std::vector<int32_t> entity_root_, relation_root_;     // masks at the tries' roots
+  bool many_entities_ = false, many_relations_ = false;  // allowed there
 };
 
 }  // namespace obverse

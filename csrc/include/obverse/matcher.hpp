@@ -10,10 +10,12 @@
 
 namespace obverse {
 
-/// Mutable, a few words a token; copying forks it. Not thread-safe.
+/// Mutable, a few words a token (under rules also what it has written); copying forks it. Not thread-safe.
 class Matcher {
  public:
-  explicit Matcher(std::shared_ptr<const Constraint> constraint);
+  /// With a `subset`, only those entities may be written. Throws ValueError where it is of another trie.
+  explicit Matcher(std::shared_ptr<const Constraint> constraint,
+                   std::shared_ptr<const Subset> subset = nullptr);
 
   /// Goes on by one token; false, and nothing changes, where it is not allowed (always so after eos).
   bool accept(int64_t token);
@@ -23,19 +25,27 @@ class Matcher {
   void rollback(int64_t num_tokens);
   void reset();
 
-  void append_allowed(std::vector<int32_t>* out) const { constraint_->append_allowed(state(), out); }
-  void fill_bitmask(span<int32_t> words) const { constraint_->fill_bitmask(state(), words); }
+  void append_allowed(std::vector<int32_t>* out) const { constraint_->append_allowed(state(), memory_, out); }
+  void fill_bitmask(span<int32_t> words) const { constraint_->fill_bitmask(state(), memory_, words); }
 
   /// True once eos was accepted.
-  bool is_complete() const { return Constraint::is_complete(state()); }
-  size_t num_accepted() const { return starts_.size() - 1; }
+  bool is_complete() const { return constraint_->is_complete(state()); }
+  size_t num_accepted() const { return steps_.size() - 1; }
   const std::shared_ptr<const Constraint>& constraint() const { return constraint_; }
-  span<const Position> state() const { return span<const Position>(positions_).subspan(starts_.back()); }
+  span<const Position> state() const {
+    return span<const Position>(positions_).subspan(steps_.back().positions);
+  }
 
  private:
+  /// Where a step's own part begins.
+  struct Step {
+    size_t positions, entries, written;
+  };
+
   std::shared_ptr<const Constraint> constraint_;
   std::vector<Position> positions_;  // states end to end
-  std::vector<size_t> starts_;       // of each state
+  std::vector<Step> steps_;
+  Memory memory_;
   State scratch_;
 };
 
