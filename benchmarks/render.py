@@ -1,6 +1,7 @@
-"""Write README's figures from what was measured: the demo's metrics.json and the newest rows of benchmarks/results.
+"""Write the figures of README and docs from what was measured: the demo's metrics.json and the newest benchmark rows.
 
 ``python -m benchmarks.render [--metrics runs/geography/metrics.json]``. Nothing between the markers is typed by hand.
+README shows the rows of `HEADLINES`; docs/decoding.md all of constrained decoding's newest run.
 """
 
 from __future__ import annotations
@@ -59,43 +60,70 @@ def _columns(metrics: dict[str, Any]) -> list[str]:
     return [f"{method.upper()}, {mode}" for method, _, mode in (key.partition("/") for key in results)]
 
 
-def _rows(folder: Path) -> list[str]:
+# What README shows of each benchmark: (benchmark, part of the operation, part of the shape, part of the metric).
+HEADLINES = (
+    ("decoding", "compile, ids given", "1,000,000", "time"),
+    ("decoding", "64-row mask", "1,000,000", "mean a row"),
+    ("decoding", "Hugging Face step", "1,000,000", "p50"),
+    ("decoding", "open", "6,000,000", ""),
+    ("decoding", "validity", "", ""),
+    ("generation", "", "", ""),
+    ("losses", "", "", ""),
+)
+LEFT_OUT = (" against ", ", cold caches", " and going on")
+
+Rows = list[dict[str, str]]
+
+
+def _newest(folder: Path) -> Rows:
+    """The last row of every measurement; of decoding, of its last run alone."""
     newest: dict[tuple[str, ...], dict[str, str]] = {}
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="", encoding="utf-8") as handle:
             for row in csv.DictReader(handle):
                 newest[(row["bench"], row["op"], row["shape"], row["provider"], row["metric"])] = row
-    if not newest:
-        return []
-    lines = [
-        "",
-        "Beside named peers, in one process on one machine (`--quick` sizes or full; above 1: we are faster):",
-        "",
-        "| what | shape | provider | value | ratio to the best peer |",
-        "|---|---|---|---|---|",
-    ]
-    for row in newest.values():
-        ratio = f"{float(row['peer_ratio']):.2f}" if row["peer_ratio"] else ""
+    decoding = [(row["date"], row["commit"]) for row in newest.values() if row["bench"] == "decoding"]
+    commit = max(decoding)[1] if decoding else ""
+    return [row for row in newest.values() if row["bench"] != "decoding" or row["commit"] == commit]
+
+
+def _table(rows: Rows) -> list[str]:
+    lines = ["| what | shape | provider | value | ratio to the best peer |", "|---|---|---|---|---|"]
+    for row in rows:
+        ratio = f"{float(row['peer_ratio']):,.2f}" if row["peer_ratio"] else ""
         value = f"{float(row['value']):,.4g} {row['unit']}"
-        lines.append(
-            f"| {row['bench']}: {row['op']}, {row['metric']} | {row['shape']} | {row['provider']} | {value} | {ratio} |"
-        )
-    machines = sorted({row["hardware"] for row in newest.values()})
-    return [*lines, "", f"Measured on: {'; '.join(machines)}."]
+        lines.append(f"| {row['op']}, {row['metric']} | {row['shape']} | {row['provider']} | {value} | {ratio} |")
+    return [*lines, "", f"Measured on: {'; '.join(sorted({row['hardware'] for row in rows}))}."]
+
+
+def _headline(row: dict[str, str]) -> bool:
+    if any(word in row["provider"] + row["op"] for word in LEFT_OUT):
+        return False
+    return any(
+        row["bench"] == bench and op in row["op"] and shape in row["shape"] and metric in row["metric"]
+        for bench, op, shape, metric in HEADLINES
+    )
+
+
+def _write(path: Path, lines: list[str]) -> None:
+    text = path.read_text(encoding="utf-8")
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    path.write_text(f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{tail}", encoding="utf-8")
 
 
 def main() -> int:
-    """Replace what stands between the markers in README.md."""
+    """Replace what stands between the markers in README.md and docs/decoding.md."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.render")
     parser.add_argument("--metrics", type=Path, default=ROOT / "runs/geography/metrics.json")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
     options = parser.parse_args()
-    lines = _demo(json.loads(options.metrics.read_text(encoding="utf-8"))) + _rows(options.results)
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    readme.write_text(f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{tail}", encoding="utf-8")
+    rows = _newest(options.results)
+    said = "Beside named peers, in one process on one machine (above 1: we are faster):"
+    headlines = ["", said, "", *_table([row for row in rows if _headline(row)])]
+    _write(ROOT / "README.md", _demo(json.loads(options.metrics.read_text(encoding="utf-8"))) + headlines)
+    decoding = [row for row in rows if row["bench"] == "decoding" and " against " not in row["provider"]]
+    _write(ROOT / "docs/decoding.md", ["", "## Measured", "", said, "", *_table(decoding)])
     return 0
 
 

@@ -83,7 +83,8 @@ void MaskRows::fill(span<Matcher* const> matchers) {
   for (size_t i = 0; i < matchers.size(); ++i) {
     const span<int32_t> row = span<int32_t>(words_).subspan(i * width_, width_);
     Written& written = written_[i];
-    if (matchers[i]->constraint()->allows_many(matchers[i]->state())) {
+    // Writing a list and clearing it again costs several words an entry.
+    if (matchers[i]->constraint()->most_allowed(matchers[i]->state()) > width_ / 4) {
       matchers[i]->fill_bitmask(row);
       written.is_whole = true;
       continue;
@@ -106,7 +107,7 @@ void mask_logits(span<Matcher* const> matchers, const LogitRows& logits) {
   for (size_t i = 0; i < matchers.size(); ++i) {
     const span<float> row = logits.row(i);
     const Matcher& matcher = *matchers[i];
-    if (matcher.constraint()->allows_many(matcher.state())) {
+    if (is_many(matcher.constraint()->most_allowed(matcher.state()), matcher.constraint()->vocab_size())) {
       words.resize(bitmask_words(matcher.constraint()->vocab_size()));
       matcher.fill_bitmask(words);
       blend_row(words, row, row);

@@ -12,12 +12,6 @@ void add(Position position, State* state) {
   if (std::find(state->begin(), state->end(), position) == state->end()) state->push_back(position);
 }
 
-std::vector<int32_t> root_mask(const Trie* trie, uint32_t vocab_size) {
-  std::vector<int32_t> words(bitmask_words(vocab_size), 0);
-  if (trie != nullptr) trie->children(0).for_each([&](uint32_t token) { set_bit(words, token); });
-  return words;
-}
-
 }  // namespace
 
 Constraint::Constraint(std::shared_ptr<const Trie> entities, std::shared_ptr<const Trie> relations,
@@ -38,20 +32,21 @@ Constraint::Constraint(std::shared_ptr<const Trie> entities, std::shared_ptr<con
         "unique, types and graph need a linearisation that writes subject, relation, object in this order");
     rules_ = std::make_shared<Rules>(entities_, relations_, limits.unique, limits.types, limits.graph);
   }
-  entity_root_ = root_mask(entities_.get(), vocab_size());
-  relation_root_ = root_mask(relations_.get(), vocab_size());
-  // Sixteen floats lie in one cache line: from one in sixteen on, a list touches them all.
-  const auto many = [&](const Trie* trie) {
-    return trie != nullptr && trie->children(0).size() > vocab_size() / 16;
-  };
-  many_entities_ = many(entities_.get());
-  many_relations_ = many(relations_.get());
+  entity_rows_ = WideRows(*entities_, vocab_size());
+  if (relations_ != nullptr) relation_rows_ = WideRows(*relations_, vocab_size());
 }
 
-bool Constraint::allows_many(span<const Position> state) const {
-  if (state.size() != 1 || state.front().index != 0 || state.front().part >= automaton_.start()) return false;
-  const Slot slot = automaton_.part(state.front().part).slot;
-  return slot == Slot::kRelation ? many_relations_ : slot != Slot::kNone && many_entities_;
+size_t Constraint::most_allowed(span<const Position> state) const {
+  size_t count = 0;
+  for (const Position position : state) {
+    if (position.part == automaton_.done()) continue;
+    count += Automaton::kMaxWays;
+    const Slot slot = automaton_.part(position.part).slot;
+    if (slot == Slot::kNone) continue;
+    const auto [begin, end] = names(slot).child_range(position.index);
+    count += end - begin;
+  }
+  return count;
 }
 
 void Constraint::check_names(const Trie& trie, const char* what) const {
@@ -259,40 +254,40 @@ void Constraint::append_allowed(span<const Position> state, const Memory& memory
   }
 }
 
-/// Overwrites `words` with the root's children from the rows kept ready; `filter` is null or "all but a few".
-void Constraint::fill_root(Slot slot, const Filter* filter, span<int32_t> words) const {
-  const std::vector<int32_t>& row = slot == Slot::kRelation ? relation_root_ : entity_root_;
-  const std::vector<int32_t>& kept =
-      filter != nullptr && filter->base != nullptr ? filter->base->root_mask : row;
-  std::copy(kept.begin(), kept.end(), words.begin());
-  std::fill(words.begin() + static_cast<std::ptrdiff_t>(kept.size()), words.end(), 0);
-  if (filter == nullptr) return;
+/// Overwrites `words` with the children's mask where one is kept for this state: one position, in a slot, at a node with
+/// many children, whose filter is none or, at the root, of the kind "all but a few".
+bool Constraint::copy_row(span<const Position> state, const Memory& memory, span<int32_t> words) const {
+  if (state.size() != 1 || state.front().part >= automaton_.start()) return false;
+  const Position position = state.front();
+  const Slot slot = automaton_.part(position.part).slot;
+  if (slot == Slot::kNone) return false;
   const Trie& trie = names(slot);
-  const auto [begin, end] = trie.child_range(0);
-  for (const uint32_t node : filter->dead) {
-    if (node >= begin && node < end) clear_bit(words, trie.token(node));
+  const auto [begin, end] = trie.child_range(position.index);
+  const Filter* const filter = filter_of(position, memory);
+  if (position.index != 0 && (filter != nullptr || end - begin <= WideRows::kLeast)) return false;
+  if (filter != nullptr && filter->only != nullptr) return false;
+  span<const int32_t> row = (slot == Slot::kRelation ? relation_rows_ : entity_rows_).find(position.index);
+  if (row.empty()) return false;
+  if (filter != nullptr && filter->base != nullptr) row = filter->base->root_mask;
+  std::copy(row.begin(), row.end(), words.begin());
+  std::fill(words.begin() + static_cast<std::ptrdiff_t>(row.size()), words.end(), 0);
+  if (filter != nullptr) {
+    for (const uint32_t node : filter->dead) {
+      if (node >= begin && node < end) clear_bit(words, trie.token(node));
+    }
   }
+  return true;
 }
 
 void Constraint::fill_bitmask(span<const Position> state, const Memory& memory, span<int32_t> words) const {
   require(words.size() == bitmask_words(vocab_size()), "bitmask must hold ", bitmask_words(vocab_size()),
           " words for vocab_size = ", vocab_size(), ", got ", words.size());
-  const auto at_root = [&](Position position) {
-    if (state.size() != 1 || position.index != 0 || position.part >= automaton_.start()) return false;
-    const Filter* const filter = filter_of(position, memory);
-    return automaton_.part(position.part).slot != Slot::kNone &&
-           (filter == nullptr || filter->only == nullptr);
-  };
-  if (state.empty() || !at_root(state.front())) std::fill(words.begin(), words.end(), 0);
+  const bool is_copied = copy_row(state, memory, words);
+  if (!is_copied) std::fill(words.begin(), words.end(), 0);
   for (const Position position : state) {
     if (position.part == automaton_.done()) continue;
-    const Slot slot = automaton_.part(position.part).slot;
-    if (slot != Slot::kNone) {
-      if (at_root(position)) {
-        fill_root(slot, filter_of(position, memory), words);
-      } else {
-        for_each_child(position, memory, [&](uint32_t token) { set_bit(words, token); });
-      }
+    if (!is_copied && automaton_.part(position.part).slot != Slot::kNone) {
+      for_each_child(position, memory, [&](uint32_t token) { set_bit(words, token); });
     }
     for_each_single(position, memory, [&](uint32_t single, uint32_t, uint32_t) { set_bit(words, single); });
   }

@@ -105,7 +105,8 @@ void RowStates::select(const LogitRows& scores, const LogitRows& out, size_t slo
     const span<const float> from = scores.row(i);
     const span<float> to = out.row(i);
     Set& set = written[i];
-    if (constraint_->allows_many(rows_[i].state)) {
+    if (!rows_[i].state.empty() &&
+        is_many(constraint_->most_allowed(rows_[i].state), constraint_->vocab_size())) {
       constraint_->fill_bitmask(rows_[i].state, rows_[i].memory, words_);
       blend_row(words_, from, to);
       set.is_whole = true;

@@ -18,6 +18,7 @@
 #include "obverse/bitmask.hpp"
 #include "obverse/rules.hpp"
 #include "obverse/trie.hpp"
+#include "obverse/wide_rows.hpp"
 
 namespace obverse {
 
@@ -73,8 +74,8 @@ class Constraint {
   void append_allowed(span<const Position> state, const Memory& memory, std::vector<int32_t>* out) const;
   /// Overwrites words[bitmask_words(vocab_size)]. Throws ValueError on another length.
   void fill_bitmask(span<const Position> state, const Memory& memory, span<int32_t> words) const;
-  /// Whether about as much is allowed that a pass over the row is cheaper than a list: at the root of a large trie.
-  bool allows_many(span<const Position> state) const;
+  /// At least as many as are allowed, in no time: the children of the nodes that the state is at, and the literals.
+  size_t most_allowed(span<const Position> state) const;
   /// The triplets of a whole or unfinished output, by one reading, up to the first token that isn't allowed. Facts that
   /// have begun but are not whole are left out.
   std::vector<Fact> read(span<const int32_t> tokens) const;
@@ -107,14 +108,13 @@ class Constraint {
   void for_each_single(Position position, const Memory& memory, const Visit& visit) const;
   template <typename Visit>
   void for_each_child(Position position, const Memory& memory, const Visit& visit) const;
-  void fill_root(Slot slot, const Filter* filter, span<int32_t> words) const;
+  bool copy_row(span<const Position> state, const Memory& memory, span<int32_t> words) const;
 
   std::shared_ptr<const Trie> entities_, relations_;
   Automaton automaton_;
   std::shared_ptr<const Rules> rules_;
   uint32_t max_triplets_ = 0;
-  std::vector<int32_t> entity_root_, relation_root_;     // masks at the tries' roots
-  bool many_entities_ = false, many_relations_ = false;  // allowed there
+  WideRows entity_rows_, relation_rows_;
 };
 
 }  // namespace obverse

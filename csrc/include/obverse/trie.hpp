@@ -91,6 +91,7 @@ class Trie {
   size_t num_terminals() const { return ids_.size(); }
   size_t num_sequences() const { return ids_.size() + extra_id_.size(); }
   size_t nbytes() const;
+  span<const Block> blocks() const { return blocks_; }
   bool uses(uint32_t token) const {
     return token / 32 < used_.size() && ((used_[token / 32] >> (token % 32)) & 1U);
   }
