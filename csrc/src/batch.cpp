@@ -38,6 +38,13 @@ void blend_words(const int32_t* words, size_t num_words, const float* scores, fl
   }
 }
 
+/// Lets all rows wait for memory together.
+void fetch_rows(span<Matcher* const> matchers) {
+  for (const bool children : {false, true}) {
+    for (const Matcher* matcher : matchers) matcher->constraint()->fetch(matcher->state(), children);
+  }
+}
+
 }  // namespace
 
 void blend_row(span<const int32_t> words, span<const float> scores, span<float> out) {
@@ -64,6 +71,7 @@ void fill_bitmask_batch(span<Matcher* const> matchers, span<int32_t> words) {
   const size_t width = words.size() / matchers.size();
   require(width * matchers.size() == words.size(), "bitmask must hold a row a matcher, ", matchers.size(),
           ", got ", words.size(), " words");
+  fetch_rows(matchers);
   for (size_t i = 0; i < matchers.size(); ++i) matchers[i]->fill_bitmask(words.subspan(i * width, width));
 }
 
@@ -80,6 +88,7 @@ void MaskRows::fill(span<Matcher* const> matchers) {
     require(matcher->constraint()->vocab_size() == vocab_size_, "expected constraints over ", vocab_size_,
             " tokens, got ", matcher->constraint()->vocab_size());
   }
+  fetch_rows(matchers);
   for (size_t i = 0; i < matchers.size(); ++i) {
     const span<int32_t> row = span<int32_t>(words_).subspan(i * width_, width_);
     Written& written = written_[i];
@@ -102,6 +111,7 @@ void MaskRows::fill(span<Matcher* const> matchers) {
 
 void mask_logits(span<Matcher* const> matchers, const LogitRows& logits) {
   check_rows(matchers, logits);
+  fetch_rows(matchers);
   std::vector<int32_t> allowed, words;
   std::vector<float> kept;
   for (size_t i = 0; i < matchers.size(); ++i) {

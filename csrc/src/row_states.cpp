@@ -101,6 +101,9 @@ void RowStates::select(const LogitRows& scores, const LogitRows& out, size_t slo
   reuse = reuse && written.size() == rows_.size();
   written.resize(rows_.size());
   words_.resize(bitmask_words(constraint_->vocab_size()));
+  for (const bool children : {false, true}) {
+    for (const Row& row : rows_) constraint_->fetch(row.state, children);
+  }
   for (size_t i = 0; i < rows_.size(); ++i) {
     const span<const float> from = scores.row(i);
     const span<float> to = out.row(i);

@@ -143,7 +143,7 @@ def decode(
     from obverse.engine.records.shards import write_parquet
 
     settings = from_options(DecodeSettings, options)
-    table = read_rows(rows, task=task)
+    table = read_rows(rows, task=task, require_target=False)
     with Progress(quiet=quiet).task("decode", table.num_rows, "rows") as advance:
         predictions = api.decode(
             model,

@@ -110,8 +110,18 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield value
 
 
-def read_rows(path: Path, *, task: str, first_id: int = 0, text: str = "text", label: str = "label") -> pa.Table:
+def read_rows(
+    path: Path,
+    *,
+    task: str,
+    first_id: int = 0,
+    text: str = "text",
+    label: str = "label",
+    require_target: bool = True,
+) -> pa.Table:
     """Read texts with their triplets or labels as a table of schema `ROWS`.
+
+    Without ``require_target`` both may be missing: texts to predict.
 
     ``task`` is ``extraction`` (column ``triplets``) or ``classification`` (column ``label``, any scalar type).
     Rows are numbered from ``first_id`` in file order; an ``id`` column is used only where ``first_id`` is 0.
@@ -119,18 +129,22 @@ def read_rows(path: Path, *, task: str, first_id: int = 0, text: str = "text", l
     Raises `InputError` naming file, row and field of the first bad row.
     """
     table = read_table(path)
-    wanted = text, ("triplets" if task == "extraction" else label)
+    target_column = "triplets" if task == "extraction" else label
+    is_bare = not require_target and target_column not in table.column_names
+    wanted = (text,) if is_bare else (text, target_column)
     for column in wanted:
         if column not in table.column_names:
             raise InputError(f"a column '{column}'", file=path, field=column, seen=table.column_names)
     use_ids = first_id == 0 and "id" in table.column_names
-    columns = [table[name].to_pylist() for name in wanted]
+    columns = [table[name].to_pylist() for name in wanted] + ([[None] * table.num_rows] if is_bare else [])
     rows = []
     for number, (body, target) in enumerate(zip(*columns, strict=True)):
         if not isinstance(body, str) or not body.strip():
             raise InputError("a text that isn't empty", file=path, row=number + 1, field=text, seen=body)
         row: dict[str, Any] = {"id": first_id + number, "text": body.strip(), "triplets": None, "label": None}
-        if task == "extraction":
+        if is_bare or (target is None and not require_target):
+            pass
+        elif task == "extraction":
             row["triplets"] = _triplets(target, path, number + 1)
         elif target is None:
             raise InputError("a label", file=path, row=number + 1, field=label)

@@ -41,7 +41,7 @@ def run_data(context: Context) -> dict[str, Any]:
     recipe, data = context.recipe, context.recipe.data
     if data.real is None:
         raise RunError("the recipe has no data.real")
-    columns = {"task": recipe.task, "text": data.text, "label": data.label}
+    columns: dict[str, Any] = {"task": recipe.task, "text": data.text, "label": data.label}
     real = read_rows(data.real, first_id=REAL_IDS, **columns)
     order = seeded_order(real["id"].to_pylist(), context.seed("split"))
     splits = {"checker": real.take(order[: data.checker_rows])}

@@ -74,6 +74,16 @@ class Constraint {
   void append_allowed(span<const Position> state, const Memory& memory, std::vector<int32_t>* out) const;
   /// Overwrites words[bitmask_words(vocab_size)]. Throws ValueError on another length.
   void fill_bitmask(span<const Position> state, const Memory& memory, span<int32_t> words) const;
+  /// Hints at what the next call for this state will read: the nodes, then (in a second round) their children.
+  void fetch(span<const Position> state, bool children) const {
+    for (const Position position : state) {
+      if (position.part >= automaton_.start()) continue;
+      const Slot slot = automaton_.part(position.part).slot;
+      if (slot == Slot::kNone) continue;
+      if (children) names(slot).fetch_children(position.index);
+      if (!children) names(slot).fetch_node(position.index);
+    }
+  }
   /// At least as many as are allowed, in no time: the children of the nodes that the state is at, and the literals.
   size_t most_allowed(span<const Position> state) const;
   /// The triplets of a whole or unfinished output, by one reading, up to the first token that isn't allowed. Facts that

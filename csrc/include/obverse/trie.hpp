@@ -122,6 +122,19 @@ class Trie {
   }
   uint32_t token(uint32_t node) const { return tokens(node, node + 1)[0]; }
 
+  /// Hints at what child_range(node) will read, and, that being there, at what children(node) will: rows of a batch can
+  /// wait for memory together instead of one after another.
+  void fetch_node(uint32_t node) const {
+    __builtin_prefetch(&blocks_[node / 64]);
+    __builtin_prefetch(&offset_[node]);
+  }
+  void fetch_children(uint32_t node) const {
+    const uint32_t begin = child_range(node).first;
+    if (begin >= num_nodes()) return;
+    __builtin_prefetch(&low_[begin]);
+    if (!high_.empty()) __builtin_prefetch(&high_[begin]);
+  }
+
   /// The child by `token`, or kNone.
   int64_t step(uint32_t node, uint32_t token) const;
   /// The node reached from the root by `tokens`, or kNone.
