@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from obverse.engine.decode.device import to_device
+from obverse.engine.decode.processor import mask_disallowed
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -65,16 +68,16 @@ class HostRequest:
             _log.warning("token %d is outside a request's constraint: the request may only end now", token)
 
 
-def mask_rows(
-    logits: Tensor, rows: Sequence[int], requests: Sequence[HostRequest], *, vocab_size: int, eos: int
-) -> None:
+def mask_rows(logits: Tensor, rows: Sequence[int], requests: Sequence[HostRequest], *, eos: int) -> None:
     """Set what ``requests`` may not go on with to -inf in ``rows`` (ascending) of ``logits``, in place."""
     lost = [row for row, request in zip(rows, requests, strict=True) if request.lost]
     kept = [(row, request.matcher) for row, request in zip(rows, requests, strict=True) if not request.lost]
     if kept and _in_place(logits):
         _mask_runs(logits, kept)
     elif kept:
-        _mask_by_bits(logits, kept, vocab_size, eos)
+        places = to_device(np.array([row for row, _ in kept]), logits.device)
+        masked = mask_disallowed([matcher for _, matcher in kept], logits[places])
+        logits.index_copy_(0, places, masked)
     end_rows(logits, lost, eos)
 
 
@@ -103,22 +106,3 @@ def _mask_runs(logits: Tensor, kept: Sequence[tuple[int, Matcher]]) -> None:
             run = [matcher for _, matcher in kept[first:i]]
             mask_logits(run, array[kept[first][0] : kept[i - 1][0] + 1])
             first = i
-
-
-def _mask_by_bits(logits: Tensor, kept: Sequence[tuple[int, Matcher]], vocab_size: int, eos: int) -> None:
-    """By a bitmask that is sent to the logits' device: 1 bit a token."""
-    import torch
-
-    from obverse._core import bitmask_words, fill_bitmask_batch
-    from obverse.engine.decode.device import to_device
-
-    words = np.zeros((len(kept), bitmask_words(vocab_size)), np.int32)
-    fill_bitmask_batch([matcher for _, matcher in kept], words)
-    for line, (_, matcher) in zip(words, kept, strict=True):
-        if matcher.is_complete:
-            line.view(np.uint32)[eos // 32] |= np.uint32(1 << eos % 32)
-    sent, rows = (to_device(part, logits.device) for part in (words, np.array([row for row, _ in kept])))
-    bits = (sent[:, :, None] >> torch.arange(32, device=logits.device, dtype=torch.int32)) & 1
-    forbidden = torch.ones((len(kept), logits.shape[1]), dtype=torch.bool, device=logits.device)
-    forbidden[:, :vocab_size] = bits.flatten(1)[:, :vocab_size] == 0
-    logits.index_copy_(0, rows, logits[rows].masked_fill_(forbidden, float("-inf")))

@@ -74,7 +74,7 @@ class RowRequests:
         for row, request in host:
             request.follow(self._rows[row].tokens)
         if host:
-            mask_rows(logits, *zip(*host, strict=True), vocab_size=self.shelf.vocab_size, eos=self.shelf.eos)
+            mask_rows(logits, *zip(*host, strict=True), eos=self.shelf.eos)
         end_rows(logits, [row for row, found in rows if found.host is None and found.slot < 0], self.shelf.eos)
         self._apply_on_device(logits, {row: found for row, found in rows if found.slot >= 0})
         return logits

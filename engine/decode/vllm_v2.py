@@ -94,7 +94,7 @@ class SlotRequests:
             masked.append((row, request.after(drafted) if drafted else request))
         if masked:
             rows, requests = zip(*masked, strict=True)
-            mask_rows(logits, rows, requests, vocab_size=self.shelf.vocab_size, eos=self.shelf.eos)
+            mask_rows(logits, rows, requests, eos=self.shelf.eos)
 
     def _follow(self, slots: np.ndarray, positions: np.ndarray) -> None:
         """Bring each slot's matcher to the tokens up to ``positions``, in one copy from the device."""

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from obverse.engine.errors import InputError
 from obverse.engine.records.schemas import TRIPLETS
 
-__all__ = ["ROWS", "as_table", "read_rows", "read_table", "write_synthie"]
+__all__ = ["ROWS", "as_table", "json_object", "read_rows", "read_table", "write_synthie"]
 
 ROWS = pa.schema(
     [
@@ -96,18 +96,22 @@ def _open_text(path: Path) -> IO[str]:
     return path.open(encoding="utf-8")
 
 
+def json_object(line: str, path: Path, row: int) -> dict[str, Any]:
+    """The JSON object in one line of a file; `InputError` naming file and row where it is none."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"one JSON object a line ({error.msg})", file=path, row=row, seen=line) from None
+    if not isinstance(value, dict):
+        raise InputError("one JSON object a line", file=path, row=row, seen=value)
+    return value
+
+
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     with _open_text(path) as handle:
         for number, line in enumerate(handle, start=1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"one JSON object a line ({error.msg})", file=path, row=number, seen=line) from None
-            if not isinstance(value, dict):
-                raise InputError("one JSON object a line", file=path, row=number, seen=value)
-            yield value
+            if line.strip():
+                yield json_object(line, path, number)
 
 
 def read_rows(

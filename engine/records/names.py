@@ -16,7 +16,6 @@ separated by ``|``. Every value stays the text it is: ``007`` is not 7, ``NA`` i
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from obverse.engine.errors import InputError
+from obverse.engine.records.files import json_object
 
 __all__ = ["NAME_COLUMNS", "name_table", "read_names"]
 
@@ -241,12 +241,7 @@ def _objects(data: bytes, path: Path) -> Iterator[dict[str, Any]]:
     for row, line in enumerate(data.decode("utf-8").split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"one JSON object a line ({error.msg})", file=path, row=row, seen=line) from None
-        if not isinstance(value, dict):
-            raise InputError("one JSON object a line", file=path, row=row, seen=value)
+        value = json_object(line, path, row)
         uri = value.get("uri")
         if not (uri is None or isinstance(uri, str)):
             if isinstance(uri, bool) or not isinstance(uri, int):

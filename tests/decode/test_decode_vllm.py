@@ -295,7 +295,7 @@ def test_vllm_rows_may_only_end_where_nothing_can_be_followed(shelf: CatalogShel
     assert torch.equal(logits[kept], before[kept])
 
 
-def test_vllm_rows_in_other_dtypes_go_by_bits(shelf: CatalogShelf, rng: random.Random) -> None:
+def test_vllm_rows_in_other_dtypes(shelf: CatalogShelf, rng: random.Random) -> None:
     processor = RowRequests(shelf, 4, torch.device("cpu"), on_device=False)
     requests = [Request(shelf, rng, CHOICES[i]) for i in (1, 3, 0, 5)]
     requests[1].tokens = [shelf.eos]
