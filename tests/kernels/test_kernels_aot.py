@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-import subprocess
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from obverse.kernels.launch import row_blocks, triton_installed, triton_interprets
 from obverse.kernels.weight_rule import SCHEMES
+
+Resources = Callable[[Any], tuple[int, int, str]]
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,24 +49,8 @@ def _compile(kernel: Any, pointers: dict[str, str], constants: dict[str, Any], s
     return triton.compile(source, target=GPUTarget("cuda", sm, 32), options={"num_warps": warps})
 
 
-def _resources(compiled: Any, folder: Path) -> tuple[int, int, str]:
-    """Registers a thread, bytes of stack (spills) and the disassembly of a compiled kernel."""
-    import triton
-
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    file = folder / "kernel.cubin"
-    file.write_bytes(compiled.asm["cubin"])
-    usage = subprocess.run([tools / "cuobjdump", "-res-usage", file], capture_output=True, text=True, check=True).stdout
-    listing = subprocess.run([tools / "nvdisasm", "-c", file], capture_output=True, text=True, check=True).stdout
-    registers = re.search(r"REG:(\d+)", usage)
-    stack = re.search(r"STACK:(\d+)", usage)
-    assert registers is not None, usage
-    assert stack is not None, usage
-    return int(registers[1]), int(stack[1]), listing
-
-
-def _check(compiled: Any, sm: int, folder: Path, *, wide: bool) -> None:
-    registers, stack, listing = _resources(compiled, folder)
+def _check(compiled: Any, sm: int, resources: Resources, *, wide: bool) -> None:
+    registers, stack, listing = resources(compiled)
     assert registers <= 128, f"{registers} registers a thread leave less than half of the SM's warps"
     assert stack == 0, f"{stack} bytes of stack"
     assert not re.search(r"\b(LDL|STL)\b", listing), "the kernel spills registers"
@@ -83,7 +68,7 @@ def _compiles_here() -> None:
 @pytest.mark.parametrize("columns", [16, 128256])
 @pytest.mark.parametrize("sm", [80, 90])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_kernels_forward_compiles(scheme: str, sm: int, columns: int, tmp_path: Path) -> None:
+def test_kernels_forward_compiles(scheme: str, sm: int, columns: int, resources: Resources) -> None:
     from obverse.kernels.weighted_ce import _forward_kernel
 
     blocks = row_blocks(columns)
@@ -105,27 +90,27 @@ def test_kernels_forward_compiles(scheme: str, sm: int, columns: int, tmp_path: 
         "COLUMNS": blocks.columns,
     }
     compiled = _compile(_forward_kernel, pointers, constants, sm, blocks.num_warps)
-    _check(compiled, sm, tmp_path, wide=columns > 1000)
+    _check(compiled, sm, resources, wide=columns > 1000)
 
 
 @pytest.mark.parametrize("dtype", ["*bf16", "*fp16", "*fp32"])
 @pytest.mark.parametrize("columns", [16, 128256])
 @pytest.mark.parametrize("sm", [80, 90])
-def test_kernels_backward_compiles(dtype: str, sm: int, columns: int, tmp_path: Path) -> None:
+def test_kernels_backward_compiles(dtype: str, sm: int, columns: int, resources: Resources) -> None:
     from obverse.kernels.weighted_ce import _backward_kernel
 
     blocks = row_blocks(columns)
     pointers = {"logits": dtype, "target": "*i64", "rows_in": "*fp32", "upstream": "*fp32", "gradient": dtype}
     constants = {"ROWS": blocks.rows, "COLUMNS": blocks.columns}
     compiled = _compile(_backward_kernel, pointers, constants, sm, blocks.num_warps)
-    _check(compiled, sm, tmp_path, wide=columns > 1000)
+    _check(compiled, sm, resources, wide=columns > 1000)
 
 
-def test_kernels_spill_check_can_fail(tmp_path: Path) -> None:
+def test_kernels_spill_check_can_fail(resources: Resources) -> None:
     """The check sees a spill where there is one: a row of 65,536 columns held by four warps."""
     from obverse.kernels.weighted_ce import _backward_kernel
 
     pointers = {"logits": "*bf16", "target": "*i64", "rows_in": "*fp32", "upstream": "*fp32", "gradient": "*bf16"}
     compiled = _compile(_backward_kernel, pointers, {"ROWS": 1, "COLUMNS": 65536}, 90, 4)
     with pytest.raises(AssertionError):
-        _check(compiled, 90, tmp_path, wide=False)
+        _check(compiled, 90, resources, wide=False)

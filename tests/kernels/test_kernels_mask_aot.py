@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-import subprocess
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from obverse.kernels.launch import triton_installed, triton_interprets
+
+Resources = Callable[[Any], tuple[int, int, str]]
 
 pytestmark = [
     pytest.mark.slow,
@@ -59,29 +60,14 @@ def _compile(dtype: str, sm: int, *, kind: int = 1, drafts: bool = False) -> Any
     return triton.compile(source, target=GPUTarget("cuda", sm, 32), options={"num_warps": NUM_WARPS})
 
 
-def _listing(compiled: Any, folder: Path) -> tuple[int, int, str]:
-    """Registers a thread, bytes of stack (spills) and the disassembly."""
-    import triton
-
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    file = folder / "kernel.cubin"
-    file.write_bytes(compiled.asm["cubin"])
-    usage = subprocess.run([tools / "cuobjdump", "-res-usage", file], capture_output=True, text=True, check=True).stdout
-    listing = subprocess.run([tools / "nvdisasm", "-c", file], capture_output=True, text=True, check=True).stdout
-    registers, stack = re.search(r"REG:(\d+)", usage), re.search(r"STACK:(\d+)", usage)
-    assert registers is not None, usage
-    assert stack is not None, usage
-    return int(registers[1]), int(stack[1]), listing
-
-
 @pytest.fixture(autouse=True)
 def _compiles_here() -> None:
     if triton_interprets():
         pytest.skip("this process interprets; it can't compile")
 
 
-def _check(compiled: Any, folder: Path) -> None:
-    registers, stack, listing = _listing(compiled, folder)
+def _check(compiled: Any, resources: Resources) -> None:
+    registers, stack, listing = resources(compiled)
     # `column_tiles` counts on 10 programs of 128 threads an SM.
     assert registers <= 48, f"{registers} registers a thread"
     assert compiled.metadata.shared == 0
@@ -95,19 +81,19 @@ def _check(compiled: Any, folder: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["*bf16", "*fp16", "*fp32"])
 @pytest.mark.parametrize("sm", [80, 90, 100])
-def test_kernels_mask_compiles(dtype: str, sm: int, tmp_path: Path) -> None:
-    _check(_compile(dtype, sm), tmp_path)
+def test_kernels_mask_compiles(dtype: str, sm: int, resources: Resources) -> None:
+    _check(_compile(dtype, sm), resources)
 
 
 @pytest.mark.parametrize("kind", [0, 1])
 @pytest.mark.parametrize("drafts", [False, True])
-def test_kernels_mask_variants_compile(kind: int, drafts: bool, tmp_path: Path) -> None:
-    _check(_compile("*bf16", 90, kind=kind, drafts=drafts), tmp_path)
+def test_kernels_mask_variants_compile(kind: int, drafts: bool, resources: Resources) -> None:
+    _check(_compile("*bf16", 90, kind=kind, drafts=drafts), resources)
 
 
-def test_kernels_mask_reads_before_it_fills_and_fills_before_it_writes_back(tmp_path: Path) -> None:
+def test_kernels_mask_reads_before_it_fills_and_fills_before_it_writes_back(resources: Resources) -> None:
     """The compiler moved no logit across the two barriers: read, fill, write back."""
-    _, _, listing = _listing(_compile("*bf16", 90), tmp_path)
+    _, _, listing = resources(_compile("*bf16", 90))
     found = re.findall(r"BAR\.SYNC|LDG\.E\.U16\S*|STG\.E\.\S+", listing)
     assert found.count("BAR.SYNC") == 2
     first, second = (i for i, name in enumerate(found) if name == "BAR.SYNC")
