@@ -115,7 +115,10 @@ def load_vocabulary(name: str) -> Vocabulary | None:
 def _llama2() -> Vocabulary:
     import sentencepiece
 
-    model = sentencepiece.SentencePieceProcessor(model_file=str(SHARED / "llama2_tokenizer.model"))
+    path = SHARED / "llama2_tokenizer.model"
+    if not path.exists():  # the package says so by a RuntimeError
+        raise FileNotFoundError(f"{path.name} is not beside this checkout")
+    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
 
     def pieces() -> list[bytes]:
         return [
