@@ -11,5 +11,6 @@ void bind_constraint(pybind11::module_& m);
 void bind_graph(pybind11::module_& m);
 void bind_minhash(pybind11::module_& m);
 void bind_trie(pybind11::module_& m);
+void bind_weighted_ce(pybind11::module_& m);
 
 }  // namespace obverse::python

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from obverse.kernels.weight_rule import WeightRule, clip_log_weight
 
-__all__ = ["Normalisation", "Reduction", "RowLosses", "effective_sample_size", "reduce_rows", "row_losses"]
+__all__ = [
+    "Normalisation",
+    "Reduction",
+    "RowLosses",
+    "divided_total",
+    "effective_sample_size",
+    "reduce_rows",
+    "row_losses",
+]
 
 Normalisation = Literal["none", "batch", "self"]
 Reduction = Literal["none", "sum", "mean"]
@@ -24,9 +32,10 @@ class RowLosses(NamedTuple):
     loss: Tensor
     """The weighted loss."""
     weight: Tensor
-    """The weight it carries, detached, before any normalisation over the batch."""
+    """The weight it carries, detached, before any normalisation over the batch: the rule's, times the class weight
+    of its target (of a soft one the sum of class weight times target)."""
     log_prob: Tensor
-    """log p(target), detached."""
+    """log p(target), detached; of a soft target the sum of t_j log p_j."""
     lse: Tensor
     """Log-sum-exp of the row's logits, detached."""
     clipped: Tensor
@@ -49,6 +58,13 @@ def effective_sample_size(weight: Tensor) -> Tensor:
     return scaled.sum().square() / scaled.square().sum().clamp_min(1e-37)
 
 
+def divided_total(rows: RowLosses, denominator: Tensor | None) -> Tensor:
+    """The sum of the losses over ``denominator`` (None: the number of counted rows); 0 over a denominator of 0."""
+    below = (rows.counted.sum() if denominator is None else denominator.reshape(())).to(torch.float64)
+    total = rows.loss.sum(dtype=torch.float64)
+    return torch.where(below != 0, total / torch.where(below != 0, below, 1.0), 0.0).to(rows.loss.dtype)
+
+
 def row_losses(
     logits: Tensor,
     target: Tensor,
@@ -57,32 +73,56 @@ def row_losses(
     sample_weight: Tensor | None = None,
     log_quality: Tensor | None = None,
     log_diversity: Tensor | None = None,
+    class_weight: Tensor | None = None,
 ) -> RowLosses:
-    """Weighted cross-entropy of each row of ``logits`` [N, V] with ``target`` [N] (int64).
+    """Weighted cross-entropy of each row of ``logits`` [N, V] with ``target``: int64 [N], or soft, float [N, V].
 
-    With ``l = log_softmax(logits)``, ``e = label_smoothing`` and ``w`` the rule's weight::
+    With ``l = log_softmax(logits)``, t the target (one-hot or the soft row), c the class weights (1 if none),
+    e = ``label_smoothing``, zl = ``z_loss`` and w the rule's weight::
 
-        loss = w * ((1 - e) * -l[target] - e * mean(l))
+        tau_j = c_j ((1 - e) t_j + e / V)
+        loss  = w (-sum_j tau_j l_j + zl lse^2)
 
-    which at w = 1 is ``torch.nn.functional.cross_entropy(..., reduction="none")`` in float32 or float64.
+    which at w = 1 and zl = 0 is ``torch.nn.functional.cross_entropy(..., weight=c, reduction="none")`` in float32
+    or float64. The p of DIMP and focal is p of the target; of a soft target exp(sum_j t_j l_j), for DIMP only.
     """
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    counted = target != rule.ignore_index
-    # Ignored rows leave the graph here: a NaN or inf in them must not reach a gradient through 0 * inf.
-    x = torch.where(counted[:, None], logits.to(dtype), 0.0)
-    y = torch.where(counted, target, 0)
+    soft = target.is_floating_point()
+    if soft:
+        counted = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+        x, t = logits.to(dtype), target.to(dtype)
+    else:
+        counted = target != rule.ignore_index
+        # Ignored rows leave the graph here: a NaN or inf in them must not reach a gradient through 0 * inf.
+        x = torch.where(counted[:, None], logits.to(dtype), 0.0)
+        y = torch.where(counted, target, 0)
     log_probs = x.log_softmax(dim=-1)
-    log_prob = log_probs.gather(1, y[:, None]).squeeze(1)
-    base = -log_prob
+    log_prob = _dot(t, log_probs) if soft else log_probs.gather(1, y[:, None]).squeeze(1)
+    c = None if class_weight is None else class_weight.to(dtype)
+    base, share = -log_prob, torch.ones_like(log_prob)
+    if c is not None:
+        base = -_dot(t * c, log_probs) if soft else c[y] * base
+        share = (t @ c if soft else c[y]).detach()
+    elif soft:
+        share = t.sum(dim=1).detach()
     if rule.label_smoothing > 0:
-        base = (1 - rule.label_smoothing) * base - rule.label_smoothing * log_probs.mean(dim=-1)
+        spread = log_probs.mean(dim=-1) if c is None else _dot(c, log_probs) / log_probs.shape[1]
+        base = (1 - rule.label_smoothing) * base - rule.label_smoothing * spread
+    lse = torch.logsumexp(x, dim=-1)
+    if rule.z_loss > 0:
+        base = base + rule.z_loss * lse.square()
     weight, clipped = _weights(log_prob, rule, sample_weight, log_quality, log_diversity)
     with torch.no_grad():
-        lse = torch.where(counted, torch.logsumexp(x, dim=-1), 0.0)
+        kept_lse = torch.where(counted, lse, 0.0)
         kept_log_prob = torch.where(counted, log_prob, 0.0)
-        kept_weight = torch.where(counted, weight, 0.0)
+    kept_weight = torch.where(counted, weight * share, 0.0).detach()
     loss = torch.where(counted, weight * base, 0.0)
-    return RowLosses(loss, kept_weight, kept_log_prob, lse, clipped * counted, counted)
+    return RowLosses(loss, kept_weight, kept_log_prob, kept_lse, clipped * counted, counted)
+
+
+def _dot(factors: Tensor, log_probs: Tensor) -> Tensor:
+    """Sum over the classes, in which a factor of 0 hides even -inf."""
+    return torch.where(factors == 0, 0.0, factors * log_probs).sum(dim=-1)
 
 
 def _weights(

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from obverse.engine.embed.encoder import Encoder
     from obverse.engine.graph.graph import KnowledgeGraph
     from obverse.engine.graph.load import load_graph
-    from obverse.engine.losses import SequenceWeightedCrossEntropy, WeightedCrossEntropy, weighted_cross_entropy
+    from obverse.engine.losses import (
+        LinearWeightedCrossEntropy,
+        SequenceWeightedCrossEntropy,
+        WeightedCrossEntropy,
+        linear_weighted_cross_entropy,
+        weighted_cross_entropy,
+    )
+    from obverse.engine.losses.trainer import weighted_trainer
+    from obverse.engine.losses.vocab_parallel import vocab_parallel_weighted_cross_entropy
     from obverse.engine.records.sequence import SequenceFormat
 
 __version__ = "0.1.0"
@@ -30,6 +38,7 @@ _HOMES = {
     "ConstrainedLogitsProcessor": "obverse.engine.decode.processor",
     "Encoder": "obverse.engine.embed.encoder",
     "KnowledgeGraph": "obverse.engine.graph.graph",
+    "LinearWeightedCrossEntropy": "obverse.engine.losses",
     "SequenceFormat": "obverse.engine.records.sequence",
     "SequenceWeightedCrossEntropy": "obverse.engine.losses",
     "Template": "obverse.engine.decode.automaton",
@@ -41,13 +50,16 @@ _HOMES = {
     "embed": "obverse.engine.api",
     "evaluate": "obverse.engine.api",
     "generate": "obverse.engine.api",
+    "linear_weighted_cross_entropy": "obverse.engine.losses",
     "load_graph": "obverse.engine.graph.load",
     "run": "obverse.engine.api",
     "sample": "obverse.engine.api",
     "score": "obverse.engine.api",
     "train": "obverse.engine.api",
+    "vocab_parallel_weighted_cross_entropy": "obverse.engine.losses.vocab_parallel",
     "weigh": "obverse.engine.api",
     "weighted_cross_entropy": "obverse.engine.losses",
+    "weighted_trainer": "obverse.engine.losses.trainer",
 }
 
 __all__ = [
@@ -56,6 +68,7 @@ __all__ = [
     "ConstrainedLogitsProcessor",
     "Encoder",
     "KnowledgeGraph",
+    "LinearWeightedCrossEntropy",
     "SequenceFormat",
     "SequenceWeightedCrossEntropy",
     "Template",
@@ -68,13 +81,16 @@ __all__ = [
     "embed",
     "evaluate",
     "generate",
+    "linear_weighted_cross_entropy",
     "load_graph",
     "run",
     "sample",
     "score",
     "train",
+    "vocab_parallel_weighted_cross_entropy",
     "weigh",
     "weighted_cross_entropy",
+    "weighted_trainer",
 ]
 
 

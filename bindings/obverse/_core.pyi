@@ -303,3 +303,123 @@ class DuplicateIndex:
     def threshold(self) -> float: ...
     @property
     def nbytes(self) -> int: ...
+
+def best_isa() -> int:
+    """The best instruction set here for the kernels below: 0 portable, 1 AVX2, 2 AVX-512, 3 AVX-512 with BF16."""
+
+# The weighted cross-entropy (csrc/include/obverse/weighted_ce.hpp). Tensors come as addresses, 0 for none, and
+# nothing is checked: kernels/native_ce.py does that. Dtypes: 0 float32, 1 bfloat16, 2 float16. `rule`: (scheme,
+# focal_detached, gamma, log_low, log_high, smoothing, z_loss, ignore_index). `isa` may only lower `best_isa()`.
+
+_Rule: TypeAlias = tuple[int | float, ...]
+
+def ce_forward(
+    logits: int,
+    dtype: int,
+    rows: int,
+    columns: int,
+    row_stride: int,
+    target: int,
+    sample_weight: int,
+    log_quality: int,
+    log_diversity: int,
+    class_weight: int,
+    soft: int,
+    soft_dtype: int,
+    soft_stride: int,
+    rule: _Rule,
+    fields: int,
+    clipped: int,
+    threads: int,
+    isa: int,
+    /,
+) -> None:
+    """Fill ``fields`` (float32 [9, rows]) and ``clipped`` (int8 [rows])."""
+
+def ce_backward(
+    logits: int,
+    dtype: int,
+    rows: int,
+    columns: int,
+    row_stride: int,
+    target: int,
+    sample_weight: int,
+    log_quality: int,
+    log_diversity: int,
+    class_weight: int,
+    soft: int,
+    soft_dtype: int,
+    soft_stride: int,
+    rule: _Rule,
+    fields: int,
+    upstream: int,
+    upstream_stride: int,
+    gradient: int,
+    gradient_stride: int,
+    threads: int,
+    isa: int,
+    /,
+) -> None:
+    """Fill ``gradient`` (the logits' dtype) from what ce_forward left in ``fields``."""
+
+def ce_fused(
+    logits: int,
+    dtype: int,
+    rows: int,
+    columns: int,
+    row_stride: int,
+    target: int,
+    sample_weight: int,
+    log_quality: int,
+    log_diversity: int,
+    class_weight: int,
+    soft: int,
+    soft_dtype: int,
+    soft_stride: int,
+    rule: _Rule,
+    upstream: int,
+    upstream_stride: int,
+    fields: int,
+    clipped: int,
+    gradient: int,
+    gradient_stride: int,
+    threads: int,
+    isa: int,
+    /,
+) -> None:
+    """ce_forward and ce_backward in one sweep; ``gradient`` may be ``logits``."""
+
+# The linear layer and the cross-entropy as one (csrc/include/obverse/linear_ce.hpp), as above. Hidden, head, bias
+# and their gradients (rows contiguous) have one dtype, float32 or bfloat16.
+
+def linear_ce_is_fast(dtype: int, isa: int) -> bool:
+    """Whether `linear_ce` beats a library's products for this dtype on this processor."""
+
+def linear_ce(
+    hidden: int,
+    dtype: int,
+    rows: int,
+    columns: int,
+    hidden_stride: int,
+    head: int,
+    head_rows: int,
+    head_stride: int,
+    bias: int,
+    target: int,
+    sample_weight: int,
+    log_quality: int,
+    log_diversity: int,
+    class_weight: int,
+    rule: _Rule,
+    upstream: int,
+    upstream_stride: int,
+    fields: int,
+    clipped: int,
+    hidden_gradient: int,
+    head_gradient: int,
+    bias_gradient: int,
+    threads: int,
+    isa: int,
+    /,
+) -> None:
+    """Fill ``fields`` and ``clipped`` as ce_forward, and the gradients whose addresses are not 0."""

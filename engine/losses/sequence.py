@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from obverse.engine.errors import InputError
-from obverse.engine.losses.functional import DEFAULT_CLIP
 from obverse.engine.losses.inputs import check_logits, check_values
+from obverse.engine.losses.settings import DEFAULT_CLIP
 from obverse.kernels.cross_entropy import row_losses
 from obverse.kernels.launch import Kernel
 from obverse.kernels.reference import Normalisation, effective_sample_size, reduce_rows

@@ -1,12 +1,12 @@
 """Every implementation against float64 truth, on fresh random inputs.
 
-The same checks run on `blocked` here, on Triton in its interpreter (in a process of its own, started by
-`test_kernels_triton_interpreter`: the flag is read when a kernel is decorated) and on CUDA with ``-m gpu``.
+The same checks run on the C++ kernels of every instruction set here, on Triton in its interpreter (in a process of its
+own, started by `test_kernels_interpreter`: the flag is read when a kernel is decorated) and on CUDA with ``-m gpu``.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,8 +15,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from obverse.kernels import cross_entropy, reference
-from obverse.kernels.launch import triton_interprets
 from obverse.kernels.weight_rule import Scheme, WeightRule, make_rule
+
+RowsFor = Callable[..., tuple[Tensor, Tensor, Tensor]]
+WeightsFor = Callable[..., dict[str, Tensor]]
 
 SCHEMES: list[tuple[Scheme, bool]] = [
     ("plain", False),
@@ -28,55 +30,6 @@ SCHEMES: list[tuple[Scheme, bool]] = [
 ]
 # One column, fewer than a block, not a multiple of anything, and (9,001) three blocks of columns.
 SIZES = [(1, 1), (1, 2), (5, 3), (130, 16), (33, 17), (7, 1000), (6, 9001)]
-
-
-def _targets() -> list[Any]:
-    found: list[Any] = [pytest.param(("blocked", "cpu"), id="blocked")]
-    if os.environ.get("TRITON_INTERPRET") == "1" and triton_interprets():
-        found.append(pytest.param(("triton", "cpu"), id="triton-interpreter"))
-    found.append(pytest.param(("triton", "cuda"), id="triton-cuda", marks=pytest.mark.gpu))
-    found.append(pytest.param(("blocked", "cuda"), id="blocked-cuda", marks=pytest.mark.gpu))
-    return found
-
-
-@pytest.fixture(params=_targets())
-def where(request: pytest.FixtureRequest) -> tuple[Any, str]:
-    kernel, device = request.param
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    return kernel, device
-
-
-@pytest.fixture
-def rng() -> torch.Generator:
-    """A fresh seed each run, printed when a test fails."""
-    seed = int.from_bytes(os.urandom(4), "little")
-    print(f"seed {seed}")
-    return torch.Generator().manual_seed(seed)
-
-
-def _inputs(n: int, scheme: Scheme, rng: torch.Generator, device: str) -> dict[str, Tensor]:
-    given: dict[str, Tensor] = {}
-    if scheme != "plain":
-        weight = torch.randn(n, generator=rng)  # negative weights too
-        weight[::4] = 0.0
-        weight[1::7] *= 1e4
-        weight[2::7] *= 1e-6
-        given["sample_weight"] = weight
-    if scheme in ("imp", "dimp"):
-        given["log_quality"] = -6 * torch.rand(n, generator=rng)
-    if scheme == "imp":
-        given["log_diversity"] = -6 * torch.rand(n, generator=rng)
-    return {name: values.to(device) for name, values in given.items()}
-
-
-def _problem(n: int, v: int, rng: torch.Generator, device: str, scale: float = 4.0) -> tuple[Tensor, Tensor, Tensor]:
-    logits = scale * torch.randn(n, v, generator=rng)
-    target = torch.randint(0, v, (n,), generator=rng)
-    target[3::5] = -100
-    upstream = torch.randn(n, generator=rng)
-    upstream[::6] = 0.0
-    return logits.to(device), target.to(device), upstream.to(device)
 
 
 def _truth(
@@ -99,13 +52,13 @@ def _close(got: Tensor, truth: Tensor, relative: float, scale: Tensor) -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("scheme", "detached"), SCHEMES)
 def test_kernels_float32_loss_and_gradient_match_truth(
-    where: tuple[Any, str], scheme: Scheme, detached: bool, smoothing: float, rng: torch.Generator
+    where: tuple[Any, str], scheme: Scheme, detached: bool, smoothing: float, rows_for: RowsFor, weights_for: WeightsFor
 ) -> None:
     kernel, device = where
     rule = make_rule(scheme, gamma=1.3, weight_clip=(0.1, 10), label_smoothing=smoothing, focal_detached=detached)
     for n, v in SIZES:
-        logits, target, upstream = _problem(n, v, rng, device)
-        given = _inputs(n, scheme, rng, device)
+        logits, target, upstream = rows_for(n, v, device)
+        given = weights_for(n, scheme, device)
         truth, gradient = _truth(logits, target, rule, upstream, given)
         z = logits.clone().requires_grad_()
         rows = cross_entropy.row_losses(z, target, rule, kernel=kernel, **given)
@@ -126,14 +79,14 @@ def test_kernels_float32_loss_and_gradient_match_truth(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scheme", ["plain", "imp", "dimp", "focal"])
 def test_kernels_low_precision_is_no_worse_than_torch(
-    where: tuple[Any, str], dtype: torch.dtype, scheme: Scheme, rng: torch.Generator
+    where: tuple[Any, str], dtype: torch.dtype, scheme: Scheme, rows_for: RowsFor, weights_for: WeightsFor
 ) -> None:
     kernel, device = where
     rule = make_rule(scheme, gamma=1.0, weight_clip=(0.1, 10))
     for n, v in [(40, 17), (9, 1003)]:
-        logits, target, upstream = _problem(n, v, rng, device)
+        logits, target, upstream = rows_for(n, v, device)
         logits = logits.to(dtype)
-        given = _inputs(n, scheme, rng, device)
+        given = weights_for(n, scheme, device)
         given.pop("sample_weight", None)
         upstream = upstream.to(dtype).float()  # torch's own path rounds it so
         truth, gradient = _truth(logits, target, rule, upstream, given)
@@ -169,11 +122,11 @@ def _composed(logits: Tensor, target: Tensor, scheme: Scheme, given: dict[str, T
     return torch.where(target == -100, 0.0, log_weight.exp().clamp(0.1, 10).to(nll.dtype)) * nll
 
 
-def test_kernels_scalar_upstream_and_strides(where: tuple[Any, str], rng: torch.Generator) -> None:
+def test_kernels_scalar_upstream_and_strides(where: tuple[Any, str], rows_for: RowsFor, rng: torch.Generator) -> None:
     """A sum's backward gives an expanded (zero-stride) upstream; logits may be a slice or transposed."""
     kernel, device = where
     rule = make_rule("dimp", weight_clip=(0.1, 10))
-    wide, target, _ = _problem(21, 40, rng, device)
+    wide, target, _ = rows_for(21, 40, device)
     log_quality = -torch.rand(21, generator=rng).to(device)
     for make in (
         lambda z: z[:, 3:36],
@@ -304,7 +257,7 @@ def test_kernels_dimp_stays_finite_at_nll_95(where: tuple[Any, str]) -> None:
 
 @pytest.mark.parametrize("poison", [float("nan"), 1e30])
 def test_kernels_write_every_output(
-    where: tuple[Any, str], poison: float, monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
+    where: tuple[Any, str], poison: float, monkeypatch: pytest.MonkeyPatch, rows_for: RowsFor, weights_for: WeightsFor
 ) -> None:
     """Fresh memory is filled with NaN first: a place that is never written would show."""
     kernel, device = where
@@ -317,8 +270,8 @@ def test_kernels_write_every_output(
     monkeypatch.setattr(torch, "empty", poisoned)
     rule = make_rule("imp", label_smoothing=0.1)
     for n, v in [(5, 3), (130, 16), (3, 4099)]:
-        logits, target, upstream = _problem(n, v, rng, device)
-        given = _inputs(n, "imp", rng, device)
+        logits, target, upstream = rows_for(n, v, device)
+        given = weights_for(n, "imp", device)
         z = logits.clone().requires_grad_()
         rows = cross_entropy.row_losses(z, target, rule, kernel=kernel, **given)
         rows.loss.backward(upstream)
@@ -332,13 +285,7 @@ def test_kernels_write_every_output(
 
 def test_kernels_bad_target_is_never_silent(where: tuple[Any, str]) -> None:
     kernel, device = where
-    if device == "cuda" and kernel == "blocked":
-        pytest.skip("an index error inside a CUDA op takes the whole process down")
     logits, target = torch.zeros(3, 4, device=device), torch.tensor([1, 4, -7], device=device)
-    if kernel == "blocked":
-        with pytest.raises((IndexError, RuntimeError), match="out of"):
-            cross_entropy.row_losses(logits, target, make_rule(), kernel=kernel)
-        return
     rows = cross_entropy.row_losses(logits, target, make_rule(), kernel=kernel)
     assert rows.loss.isnan().tolist() == [False, True, True]
 
@@ -353,10 +300,10 @@ def test_kernels_nan_weight_is_never_silent(where: tuple[Any, str]) -> None:
     assert rows.loss.isnan().tolist() == [True, False]
 
 
-def test_kernels_results_repeat_bit_for_bit(where: tuple[Any, str], rng: torch.Generator) -> None:
+def test_kernels_results_repeat_bit_for_bit(where: tuple[Any, str], rows_for: RowsFor, weights_for: WeightsFor) -> None:
     kernel, device = where
-    logits, target, upstream = _problem(33, 1003, rng, device)
-    given = _inputs(33, "imp", rng, device)
+    logits, target, upstream = rows_for(33, 1003, device)
+    given = weights_for(33, "imp", device)
     seen = []
     for _ in range(2):
         z = logits.clone().requires_grad_()

@@ -1,0 +1,108 @@
+// Weighted cross-entropy: rows to threads, memory to the kernels of this processor.
+#include "obverse/weighted_ce.hpp"
+
+#include <algorithm>
+#include <memory>
+
+#include "ce_kernels.hpp"
+#include "parallel.hpp"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace obverse {
+namespace {
+
+/// A gradient of this size is out of the caches before anyone reads it: it is written past them.
+constexpr int64_t kStreamBytes = 8 << 20;
+/// From this size on huge pages save more page faults than the request costs.
+constexpr int64_t kHugeBytes = 4 << 20;
+/// Elements that pay for waking a thread.
+constexpr int64_t kGrain = 16384;
+
+int64_t element_bytes(CeDtype dtype) { return dtype == CeDtype::kFloat32 ? 4 : 2; }
+
+/// Asks for huge pages under memory that is about to be written: faults of 4 KiB cost more than the kernel's work.
+void ask_huge_pages(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t from = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = (from + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (from + static_cast<uintptr_t>(bytes)) / kPage * kPage;
+  // A hint: it is no matter if the system has none to give.
+  if (last > first) static_cast<void>(madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE));
+#else
+  static_cast<void>(data);
+  static_cast<void>(bytes);
+#endif
+}
+
+float class_total(const CeJob& job) {
+  if (job.in.class_weight == nullptr) return static_cast<float>(job.logits.columns);
+  if (job.rule.smoothing <= 0.0F) return 0.0F;  // nobody asks
+  double sum = 0.0;
+  for (int64_t j = 0; j < job.logits.columns; ++j) sum += static_cast<double>(job.in.class_weight[j]);
+  return static_cast<float>(sum);
+}
+
+void place_gradient(CeJob& job, void* gradient, int64_t stride) {
+  job.gradient = gradient;
+  job.gradient_stride = stride;
+  const int64_t bytes = job.logits.rows * stride * element_bytes(job.logits.dtype);
+  if (gradient == job.logits.data) return;
+  job.stream = bytes >= kStreamBytes;
+  if (bytes >= kHugeBytes) ask_huge_pages(gradient, bytes);
+}
+
+void run_job(CeJob& job, void (*CeKernels::*pass)(const CeJob&, int64_t, int64_t, float*), const CeRun& run) {
+  job.class_total = class_total(job);
+  const auto kernel = ce_kernels(run.isa).*pass;
+  const int64_t columns = job.logits.columns;
+  // Whole groups of rows, so that a lane is not left idle at each share's end.
+  const int64_t rows = std::max<int64_t>(kGrain / std::max<int64_t>(columns, 1), 1);
+  const int64_t grain = columns <= 2048 ? (rows + kCeGroup - 1) / kCeGroup * kCeGroup : rows;
+  parallel_for(run.threads, job.logits.rows, grain, [&](int64_t first, int64_t last, int) {
+    const auto scratch =
+        std::make_unique_for_overwrite<float[]>(static_cast<size_t>(ce_scratch_floats(columns)));
+    kernel(job, first, last, scratch.get());
+  });
+}
+
+}  // namespace
+
+void ce_forward(const CeMatrix& logits, const CeInputs& in, const CeRule& rule, const CeOutputs& out,
+                const CeRun& run) {
+  CeJob job;
+  job.logits = logits;
+  job.in = in;
+  job.rule = rule;
+  job.out = out;
+  run_job(job, &CeKernels::forward, run);
+}
+
+void ce_backward(const CeMatrix& logits, const CeInputs& in, const CeRule& rule, const float* fields,
+                 const CeUpstream& upstream, void* gradient, int64_t gradient_stride, const CeRun& run) {
+  CeJob job;
+  job.logits = logits;
+  job.in = in;
+  job.rule = rule;
+  job.fields = fields;
+  job.upstream = upstream;
+  place_gradient(job, gradient, gradient_stride);
+  run_job(job, &CeKernels::backward, run);
+}
+
+void ce_fused(const CeMatrix& logits, const CeInputs& in, const CeRule& rule, const CeUpstream& upstream,
+              const CeOutputs& out, void* gradient, int64_t gradient_stride, const CeRun& run) {
+  CeJob job;
+  job.logits = logits;
+  job.in = in;
+  job.rule = rule;
+  job.upstream = upstream;
+  job.out = out;
+  place_gradient(job, gradient, gradient_stride);
+  run_job(job, &CeKernels::fused, run);
+}
+
+}  // namespace obverse
