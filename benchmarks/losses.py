@@ -192,7 +192,7 @@ def measure_case(case: Case, device: str, repeats: int, *, warm: bool) -> Iterat
     wait = torch.cuda.synchronize if device == "cuda" else None
     inner = 1 if case.rows * case.columns > 1 << 22 else 10
     unit = "ms" if inner == 1 else "us"
-    large = device == "cpu" and case.columns > 1000
+    large = device == "cpu" and case.rows * case.columns >= 1 << 17
     timings = interleave(timed, repeats=repeats, inner=inner, synchronise=wait)
     references = (COPY, CLONE)
     op = case.op + ", cold heap" * large

@@ -1,7 +1,8 @@
 """Write the figures of README and docs from what was measured: the demo's metrics.json and the newest benchmark rows.
 
 ``python -m benchmarks.render [--metrics runs/geography/metrics.json]``. Nothing between the markers is typed by hand.
-README shows the rows of `HEADLINES`; docs/decoding.md all of constrained decoding's newest run.
+README shows the rows of `HEADLINES`, and what the demo reached (kept as it stands where there is no such run);
+docs/decoding.md and docs/losses.md all of their benchmark's newest run.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+SAID = "Beside named peers, in one process on one machine (above 1: we are faster):"
 
 
 def _score(entry: dict[str, Any]) -> str:
@@ -70,7 +72,11 @@ HEADLINES = (
     ("decoding", "size", "6,000,000", "file a name"),
     ("decoding", "validity", "", "valid"),
     ("generation", "", "", ""),
-    ("losses", "", "", ""),
+    ("losses", "dimp ce fwd+bwd, cold heap", "[4096,32128]", "time"),
+    ("losses", "dimp ce fwd+bwd, in place, cold heap", "[4096,32128]", "time"),
+    ("losses", "dimp ce fwd+bwd", "[4096,32128]", "peak"),
+    ("losses", "imp ce fwd+bwd", "[65536,2]", "time"),
+    ("losses", "dimp linear ce fwd+bwd", "[2048", ""),
 )
 LEFT_OUT = (" against ", ", cold caches", " and going on")
 
@@ -117,18 +123,29 @@ def _write(path: Path, lines: list[str]) -> None:
     path.write_text(f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{tail}", encoding="utf-8")
 
 
+def _kept(path: Path) -> list[str]:
+    """What stands between the markers before the benchmarks' table."""
+    text = path.read_text(encoding="utf-8").partition(BEGIN)[2].partition(SAID)[0]
+    return text.strip("\n").splitlines()
+
+
 def main() -> int:
-    """Replace what stands between the markers in README.md and docs/decoding.md."""
+    """Replace what stands between the markers in README.md and the docs."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.render")
     parser.add_argument("--metrics", type=Path, default=ROOT / "runs/geography/metrics.json")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
     options = parser.parse_args()
     rows = _newest(options.results)
-    said = "Beside named peers, in one process on one machine (above 1: we are faster):"
-    headlines = ["", said, "", *_table([row for row in rows if _headline(row)])]
-    _write(ROOT / "README.md", _demo(json.loads(options.metrics.read_text(encoding="utf-8"))) + headlines)
-    decoding = [row for row in rows if row["bench"] == "decoding" and " against " not in row["provider"]]
-    _write(ROOT / "docs/decoding.md", ["", "## Measured", "", said, "", *_table(decoding)])
+    headlines = ["", SAID, "", *_table([row for row in rows if _headline(row)])]
+    readme = ROOT / "README.md"
+    if options.metrics.exists():
+        demo = _demo(json.loads(options.metrics.read_text(encoding="utf-8")))
+    else:
+        demo = _kept(readme)
+    _write(readme, demo + headlines)
+    for bench in ("decoding", "losses"):
+        shown = [row for row in rows if row["bench"] == bench and " against " not in row["provider"]]
+        _write(ROOT / f"docs/{bench}.md", ["", "## Measured", "", SAID, "", *_table(shown)])
     return 0
 
 

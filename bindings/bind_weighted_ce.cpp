@@ -132,6 +132,12 @@ void bind_weighted_ce(py::module_& m) {
   m.def("ce_forward", &forward);
   m.def("ce_backward", &backward);
   m.def("ce_fused", &fused);
+  m.def("ce_count", [](uintptr_t target, int64_t rows, int64_t ignore_index) {
+    return ce_count(reinterpret_cast<const int64_t*>(target), rows, ignore_index);
+  });
+  m.def("ce_sum", [](uintptr_t figures, int64_t count) {
+    return ce_sum(reinterpret_cast<const float*>(figures), count);
+  });
   m.def("linear_ce", &linear);
   m.def("linear_ce_is_fast", &linear_is_fast);
 }

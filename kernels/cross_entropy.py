@@ -83,7 +83,7 @@ def total_loss(
     if inplace:
         total, fields, clipped = ops.TotalInPlace.apply(denominator, *arguments)  # type: ignore[no-untyped-call]
     else:
-        total, fields, clipped, _ = ops.ce_total(*arguments, denominator)
+        total, fields, clipped, _ = ops.total(*arguments, denominator)
     return total, _rows(fields[0], fields, clipped, target, rule)
 
 

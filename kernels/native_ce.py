@@ -144,16 +144,17 @@ def fused_mean(
 
     ``out`` [N, V] receives the gradient of that total, and may be the logits.
     """
-    if denominator is None:
-        soft = target.is_floating_point()
-        count = len(target) if soft else int((target != rule.ignore_index).sum())
-        scale = torch.tensor([1.0 / max(1, count)])
+    if denominator is not None:
+        below = float(denominator)
+    elif target.is_floating_point():
+        below = len(target)
     else:
-        below = denominator.float().reshape(1)
-        scale = torch.where(below != 0, below.reciprocal(), 0.0)
-    fields, clipped = fused_rows(logits, target, rule, inputs, scale.expand(logits.shape[0]), out, isa=isa)
+        below = _core.ce_count(target.data_ptr(), len(target), rule.ignore_index)
+    scale = 1.0 / below if below != 0 else 0.0
+    upstream = torch.tensor([scale]).expand(logits.shape[0])
+    fields, clipped = fused_rows(logits, target, rule, inputs, upstream, out, isa=isa)
     # Summed wider: a batch of 64k rows would lose three digits of the mean.
-    total = (fields[0].sum(dtype=torch.float64) * scale.double().reshape(())).float()
+    total = torch.tensor(scale * _core.ce_sum(fields.data_ptr(), logits.shape[0]), dtype=torch.float32)
     return total, fields, clipped
 
 

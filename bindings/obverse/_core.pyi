@@ -392,6 +392,12 @@ def ce_fused(
 # The linear layer and the cross-entropy as one (csrc/include/obverse/linear_ce.hpp), as above. Hidden, head, bias
 # and their gradients (rows contiguous) have one dtype, float32 or bfloat16.
 
+def ce_count(target: int, rows: int, ignore_index: int) -> int:
+    """How many of the int64 targets are not ``ignore_index``."""
+
+def ce_sum(figures: int, count: int) -> float:
+    """The sum of float32 figures, in double."""
+
 def linear_ce_is_fast(dtype: int, isa: int) -> bool:
     """Whether `linear_ce` beats a library's products for this dtype on this processor."""
 

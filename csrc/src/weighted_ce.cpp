@@ -105,4 +105,21 @@ void ce_fused(const CeMatrix& logits, const CeInputs& in, const CeRule& rule, co
   run_job(job, &CeKernels::fused, run);
 }
 
+int64_t ce_count(const int64_t* target, int64_t rows, int64_t ignore_index) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < rows; ++i) count += target[i] != ignore_index;
+  return count;
+}
+
+double ce_sum(const float* figures, int64_t count) {
+  // Eight sums at once: one alone would wait for each addition.
+  double part[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    for (int k = 0; k < 8; ++k) part[k] += static_cast<double>(figures[i + k]);
+  }
+  for (; i < count; ++i) part[0] += static_cast<double>(figures[i]);
+  return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
+}
+
 }  // namespace obverse

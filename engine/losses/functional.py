@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Unpack
 
+import torch
 from torch import Tensor
 
 from obverse.engine.errors import InputError
@@ -133,7 +134,7 @@ def weighted_cross_entropy(
             `InputError` a shape, dtype or device that can't work and (see ``check``) a target out of range or
             a weight that is not finite.
     """
-    loss, _ = weighted_cross_entropy_with_diagnostics(
+    loss, _, _ = _loss_and_rows(
         logits,
         target,
         sample_weight=sample_weight,
@@ -174,6 +175,38 @@ def weighted_cross_entropy_with_diagnostics(
     **settings: Unpack[LossSettings],
 ) -> tuple[Tensor, Diagnostics]:
     """`weighted_cross_entropy` and, from the same pass, its `Diagnostics`."""
+    loss, found, shape = _loss_and_rows(
+        logits,
+        target,
+        sample_weight=sample_weight,
+        log_quality=log_quality,
+        log_diversity=log_diversity,
+        class_weight=class_weight,
+        sample_id=sample_id,
+        num_items=num_items,
+        inplace=inplace,
+        scheme=scheme,
+        **settings,
+    )
+    kept = (found.weight, found.log_prob, found.lse, found.clipped, found.counted)
+    return loss, Diagnostics(*(values.reshape(shape) for values in kept))
+
+
+def _loss_and_rows(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    sample_weight: Tensor | None,
+    log_quality: Tensor | None,
+    log_diversity: Tensor | None,
+    class_weight: Tensor | None,
+    sample_id: Tensor | None,
+    num_items: Tensor | float | None,
+    inplace: bool,
+    scheme: Scheme,
+    **settings: Unpack[LossSettings],
+) -> tuple[Tensor, RowLosses, torch.Size]:
+    """The loss, its rows as one vector, and the shape that they have."""
     check_logits(logits, target)
     plan = make_plan(scheme, **settings)
     soft = target.is_floating_point()
@@ -190,10 +223,7 @@ def weighted_cross_entropy_with_diagnostics(
             "reduction sum or mean, level token and logits that an operation made", field="inplace", seen=seen
         )
     loss, found = _reduced(z, y, plan, flat, rows, sample_id, num_items, inplace)
-    if plan.reduction == "none":
-        loss = loss.reshape(rows.shape)
-    kept = (found.weight, found.log_prob, found.lse, found.clipped, found.counted)
-    return loss, Diagnostics(*(values.reshape(rows.shape) for values in kept))
+    return loss.reshape(rows.shape) if plan.reduction == "none" else loss, found, rows.shape
 
 
 def _reduced(

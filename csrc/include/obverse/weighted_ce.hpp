@@ -98,4 +98,10 @@ void ce_backward(const CeMatrix& logits, const CeInputs& in, const CeRule& rule,
 void ce_fused(const CeMatrix& logits, const CeInputs& in, const CeRule& rule, const CeUpstream& upstream,
               const CeOutputs& out, void* gradient, int64_t gradient_stride, const CeRun& run);
 
+/// How many of `rows` targets are not ignore_index.
+int64_t ce_count(const int64_t* target, int64_t rows, int64_t ignore_index);
+
+/// The sum of `count` figures in double, in one order whatever the compiler.
+double ce_sum(const float* figures, int64_t count);
+
 }  // namespace obverse
