@@ -16,7 +16,7 @@ from torch import Tensor
 from obverse.kernels.ops import implementation
 from obverse.kernels.weight_rule import NUM_FIELDS, RowInputs, WeightRule
 
-__all__ = ["LinearGradients", "Wanted", "linear_rows", "rows_a_chunk"]
+__all__ = ["LinearGradients", "LinearJob", "Wanted", "linear_rows", "rows_a_chunk"]
 
 # Bytes of one chunk's logits. On a CPU what the third-level cache and a quarter of small problems' logits allow; on
 # a device large enough for its products to run at full speed.
@@ -47,105 +47,80 @@ def rows_a_chunk(num_columns: int, logits: torch.dtype, device: str) -> int:
     return rows // 64 * 64
 
 
-def linear_rows(
-    hidden: Tensor,
-    head: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    rule: WeightRule,
-    inputs: RowInputs,
-    upstream: Tensor,
-    wanted: Wanted,
-    kernel: str,
-) -> tuple[Tensor, Tensor, LinearGradients]:
+class LinearJob(NamedTuple):
+    """A linear layer with its targets: what the operators hand on, see `linear_rows`."""
+
+    hidden: Tensor
+    head: Tensor
+    bias: Tensor | None
+    target: Tensor
+    rule: WeightRule
+    inputs: RowInputs
+    upstream: Tensor
+    wanted: Wanted
+    kernel: str
+
+
+class _Output(NamedTuple):
+    fields: Tensor
+    clipped: Tensor
+    made: LinearGradients
+
+
+def linear_rows(job: LinearJob) -> tuple[Tensor, Tensor, LinearGradients]:
     """Each row's figures [NUM_FIELDS, N], int8 [N] what was clipped, and the gradients times ``upstream`` [N].
 
     ``hidden`` [N, D] and ``head`` [V, D] in one dtype with unit column strides; ``target`` int64 [N].
     """
+    hidden, head = job.hidden, job.head
     num_rows = hidden.shape[0]
-    fields = hidden.new_empty((NUM_FIELDS, num_rows), dtype=torch.float32)
-    clipped = hidden.new_empty(num_rows, dtype=torch.int8)
     shapes = (hidden.shape, head.shape, head.shape[:1])
-    made = LinearGradients(*(hidden.new_empty(s if w else 0) for s, w in zip(shapes, wanted, strict=True)))
-    if kernel.startswith("cpp") and _native(
-        hidden, head, bias, target, rule, inputs, upstream, wanted, kernel, fields, clipped, made
-    ):
-        return fields, clipped, made
-    _in_chunks(hidden, head, bias, target, rule, inputs, upstream, wanted, kernel, fields, clipped, made)
-    return fields, clipped, made
+    out = _Output(
+        hidden.new_empty((NUM_FIELDS, num_rows), dtype=torch.float32),
+        hidden.new_empty(num_rows, dtype=torch.int8),
+        LinearGradients(*(hidden.new_empty(s if w else 0) for s, w in zip(shapes, job.wanted, strict=True))),
+    )
+    if not (job.kernel.startswith("cpp") and _native(job, out)):
+        _in_chunks(job, out)
+    return out
 
 
-def _native(
-    hidden: Tensor,
-    head: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    rule: WeightRule,
-    inputs: RowInputs,
-    upstream: Tensor,
-    wanted: Wanted,
-    kernel: str,
-    fields: Tensor,
-    clipped: Tensor,
-    made: LinearGradients,
-) -> bool:
+def _native(job: LinearJob, out: _Output) -> bool:
+    """All of it by the core; False where its products are not the faster ones."""
     from obverse.kernels import native_ce
 
-    isa = native_ce.isa_of(kernel)
-    if not native_ce.linear_is_fast(hidden.dtype, isa):
+    isa = native_ce.isa_of(job.kernel)
+    if not native_ce.linear_is_fast(job.hidden.dtype, isa):
         return False
-    native_ce.linear_rows(
-        hidden,
-        head,
-        bias,
-        target,
-        rule,
-        inputs,
-        upstream,
-        fields,
-        clipped,
-        [g.data_ptr() if w else 0 for g, w in zip(made, wanted, strict=True)],
-        isa=isa,
-    )
+    addresses = [g.data_ptr() if w else 0 for g, w in zip(out.made, job.wanted, strict=True)]
+    native_ce.linear_rows(*job[:7], out.fields, out.clipped, addresses, isa=isa)
     return True
 
 
-def _in_chunks(
-    hidden: Tensor,
-    head: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    rule: WeightRule,
-    inputs: RowInputs,
-    upstream: Tensor,
-    wanted: Wanted,
-    kernel: str,
-    fields: Tensor,
-    clipped: Tensor,
-    made: LinearGradients,
-) -> None:
-    module, options = implementation(kernel)
+def _in_chunks(job: LinearJob, out: _Output) -> None:
+    """Products by the library, rows by the kernels."""
+    module, options = implementation(job.kernel)
+    hidden, head, wanted, made = job.hidden, job.head, job.wanted, out.made
     num_rows = hidden.shape[0]
     step = rows_a_chunk(head.shape[0], hidden.dtype, hidden.device.type)
-    chunks = -(-num_rows // step)
-    head_sum, bias_sum = _accumulators(head, made, wanted, chunks)
+    head_sum, bias_sum = _accumulators(head, made, wanted, -(-num_rows // step))
     # 0 times a NaN in an ignored row would reach every column of d head_weight.
-    counted = (target != rule.ignore_index)[:, None]
+    counted = (job.target != job.rule.ignore_index)[:, None]
     for first in range(0, num_rows, step):
         part = slice(first, min(first + step, num_rows))
-        rows = RowInputs(*(v if v is None or k == "class_weight" else v[part] for k, v in inputs._asdict().items()))
-        leading = hidden[part]
-        logits = torch.mm(leading, head.t()) if bias is None else torch.addmm(bias, leading, head.t())
+        named = job.inputs._asdict().items()
+        rows = RowInputs(*(v if v is None or k == "class_weight" else v[part] for k, v in named))
+        leading, target = hidden[part], job.target[part]
+        logits = torch.mm(leading, head.t()) if job.bias is None else torch.addmm(job.bias, leading, head.t())
         if not any(wanted):
-            fields[:, part], clipped[part] = module.forward_rows(logits, target[part], rule, rows, **options)
-            continue
-        fields[:, part], clipped[part] = module.fused_rows(
-            logits, target[part], rule, rows, upstream[part], logits, **options
-        )
+            found = module.forward_rows(logits, target, job.rule, rows, **options)
+        else:
+            found = module.fused_rows(logits, target, job.rule, rows, job.upstream[part], logits, **options)
+        out.fields[:, part], out.clipped[part] = found
         if wanted.hidden:
             torch.mm(logits, head, out=made.hidden[part])
         if wanted.head:
-            _add_product(head_sum, logits, torch.where(counted[part], hidden[part], 0.0))
+            _add_product(head_sum, logits, torch.where(counted[part], leading, 0.0))
         if wanted.bias:
             bias_sum += logits.sum(dim=0, dtype=torch.float32)
     if wanted.head and head_sum is not made.head:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from obverse.kernels import launch, reference
-from obverse.kernels.linear_ce import Wanted, linear_rows
+from obverse.kernels.linear_ce import LinearJob, Wanted, linear_rows
 from obverse.kernels.ops import ce_scale_, divided, fake_fields
 from obverse.kernels.reference import RowLosses
 from obverse.kernels.register import NUM_SETTINGS, SETTINGS_SCHEMA, operator
@@ -30,9 +30,8 @@ _NUM_ROWS = 8
 def _run(args: tuple[Any, ...], upstream: Tensor, wanted: Wanted) -> tuple[Any, ...]:
     hidden, head, bias, target, *weights = args[:_NUM_ROWS]
     *settings, kernel = args[_NUM_ROWS : _NUM_ROWS + NUM_SETTINGS]
-    return linear_rows(
-        hidden, head, bias, target, WeightRule(*settings), RowInputs(*weights), upstream.float(), wanted, kernel
-    )
+    rule, inputs = WeightRule(*settings), RowInputs(*weights)
+    return linear_rows(LinearJob(hidden, head, bias, target, rule, inputs, upstream.float(), wanted, kernel))
 
 
 def _rows_impl(*args: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,36 +7,15 @@
 #include "ce_kernels.hpp"
 #include "parallel.hpp"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace obverse {
 namespace {
 
 /// A gradient of this size is out of the caches before anyone reads it: it is written past them.
 constexpr int64_t kStreamBytes = 8 << 20;
-/// From this size on huge pages save more page faults than the request costs.
-constexpr int64_t kHugeBytes = 4 << 20;
 /// Elements that pay for waking a thread.
 constexpr int64_t kGrain = 16384;
 
 int64_t element_bytes(CeDtype dtype) { return dtype == CeDtype::kFloat32 ? 4 : 2; }
-
-/// Asks for huge pages under memory that is about to be written: faults of 4 KiB cost more than the kernel's work.
-void ask_huge_pages(void* data, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kPage = 2 << 20;
-  const uintptr_t from = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t first = (from + kPage - 1) / kPage * kPage;
-  const uintptr_t last = (from + static_cast<uintptr_t>(bytes)) / kPage * kPage;
-  // A hint: it is no matter if the system has none to give.
-  if (last > first) static_cast<void>(madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE));
-#else
-  static_cast<void>(data);
-  static_cast<void>(bytes);
-#endif
-}
 
 float class_total(const CeJob& job) {
   if (job.in.class_weight == nullptr) return static_cast<float>(job.logits.columns);
@@ -52,7 +31,6 @@ void place_gradient(CeJob& job, void* gradient, int64_t stride) {
   const int64_t bytes = job.logits.rows * stride * element_bytes(job.logits.dtype);
   if (gradient == job.logits.data) return;
   job.stream = bytes >= kStreamBytes;
-  if (bytes >= kHugeBytes) ask_huge_pages(gradient, bytes);
 }
 
 void run_job(CeJob& job, void (*CeKernels::*pass)(const CeJob&, int64_t, int64_t, float*), const CeRun& run) {
