@@ -72,7 +72,7 @@ HEADLINES = (
     ("decoding", "size", "6,000,000", "file a name"),
     ("decoding", "validity", "", "valid"),
     ("generation", "", "", ""),
-    ("losses", "dimp ce fwd+bwd, cold heap", "[4096,32128]", "time"),
+    ("losses", "imp ce fwd+bwd, cold heap", "[4096,32128]", "time"),
     ("losses", "dimp ce fwd+bwd, warm heap", "[4096,32128]", "time"),
     ("losses", "dimp ce fwd+bwd, in place, cold heap", "[4096,32128]", "time"),
     ("losses", "dimp linear ce fwd+bwd", "[2048", "time"),
