@@ -183,29 +183,29 @@ def calls(case: Case, problem: Problem, *, compiled: bool) -> dict[str, Callable
     return found
 
 
-def measure_case(case: Case, device: str, repeats: int, *, warm: bool) -> Iterator[Row]:
-    """Correctness, then time of every provider, then the memory that ours and eager take."""
+def _has_heaps(case: Case) -> bool:
+    """Whether its tensors are large enough to be given back to the system when freed."""
+    return case.rows * case.columns >= 1 << 17
+
+
+def measure_case(case: Case, device: str, repeats: int, *, warm: bool = False) -> Iterator[Row]:
+    """Correctness, then time of every provider, then the memory that ours and the peers take.
+
+    ``warm``: it is called inside `warm_heap`; times only.
+    """
     check(case, device)
     torch.compiler.reset()
     problem = make_problem(case, device)
     timed = calls(case, problem, compiled=not case.inplace)
     wait = torch.cuda.synchronize if device == "cuda" else None
     inner = 1 if case.rows * case.columns > 1 << 22 else 10
+    timings = interleave(timed, repeats=repeats, inner=inner, warmup=3 if warm else 2, synchronise=wait)
+    heaps = device == "cpu" and _has_heaps(case)
+    op = case.op + (", warm heap" if warm else ", cold heap") * heaps
     unit = "ms" if inner == 1 else "us"
-    large = device == "cpu" and case.rows * case.columns >= 1 << 17
-    timings = interleave(timed, repeats=repeats, inner=inner, synchronise=wait)
-    references = (COPY, CLONE)
-    op = case.op + ", cold heap" * large
-    yield from timing_rows("losses", op, case.shape, timings, unit=unit, references=references)
-    if not large:
-        return
-    yield from _memory_rows(case, problem, timed)
-    if warm:
-        with warm_heap() as could:
-            if could:
-                timings = interleave(timed, repeats=repeats, inner=inner, warmup=3)
-                op = case.op + ", warm heap"
-                yield from timing_rows("losses", op, case.shape, timings, unit=unit, references=references)
+    yield from timing_rows("losses", op, case.shape, timings, unit=unit, references=(COPY, CLONE))
+    if heaps and not warm:
+        yield from _memory_rows(case, problem, timed)
 
 
 def _memory_rows(case: Case, problem: Problem, timed: dict[str, Callable[[], object]]) -> Iterator[Row]:
@@ -228,13 +228,23 @@ def measure(quick: bool, parts: Sequence[str] = PARTS) -> Iterator[Row]:
     cuda = torch.cuda.is_available()
     if "rows" in parts:
         for case in QUICK if quick else [] if cuda else FULL:
-            yield from measure_case(case, "cpu", 5 if quick else 11, warm=not quick)
+            yield from measure_case(case, "cpu", 5 if quick else 11)
         for case in [] if not cuda else CUDA[3:] if quick else CUDA:
-            yield from measure_case(case, "cuda", 20, warm=False)
+            yield from measure_case(case, "cuda", 20)
     if "linear" in parts:
         yield from linear_rows(quick=quick)
     if "accuracy" in parts and not quick:
         yield from accuracy_rows()
+    if "rows" in parts and not quick and not cuda:
+        yield from _warm_rows()
+
+
+def _warm_rows() -> Iterator[Row]:
+    """Last of all: what a warm heap has kept, no later case could have cold."""
+    with warm_heap() as could:
+        for case in FULL:
+            if could and _has_heaps(case):
+                yield from measure_case(case, "cpu", 11, warm=True)
 
 
 def _on_this_machine() -> tuple[Case, str]:
