@@ -55,11 +55,24 @@ def truth_of(
     return rows, [t.grad for t in exact if t.grad is not None]
 
 
-def assert_near(got: Tensor | None, truth: Tensor, relative: float) -> None:
-    """Elementwise, relative to the largest entry: sums of products cancel."""
+def assert_near(got: Tensor | None, truth: Tensor, relative: float, reach: Tensor | float = 0.0) -> None:
+    """Elementwise, relative to the largest entry: sums of products cancel. ``reach`` is the size of what the entries
+    are made of, of which 16 units in the last place (2e-6) may be lost: few rows whose target has a probability near
+    1 have gradients, p - 1, far below it.
+    """
     assert got is not None
     error, scale = (got.double() - truth).abs(), truth.abs().max()
-    assert bool((error <= relative * scale + 1e-12).all()), f"{(error.max() / scale).item():.3g} of {relative:.3g}"
+    allowed = relative * scale + 2e-6 * reach + 1e-12
+    assert bool((error <= allowed).all()), f"{(error.max() / allowed).item():.3g} times what is allowed"
+
+
+def reaches(leaves: list[Tensor], rows: reference.RowLosses, upstream: Tensor) -> list[float]:
+    """For the gradient of each leaf, what its entries are made of: |upstream| weight |other factor|, with no sign."""
+    lse = torch.nan_to_num(rows.lse.detach().abs(), posinf=0.0)
+    row = (upstream.double().abs() * (rows.weight.detach().abs() + rows.loss.detach().abs()) * (1 + lse))[:, None]
+    hidden, head = torch.nan_to_num(leaves[0].detach().double(), posinf=0.0, neginf=0.0), leaves[1].detach().double()
+    sums = [(row * head.abs().amax(0)).max(), (row * hidden.abs()).sum(0).max(), row.sum()]
+    return [float(value) for value in sums[: len(leaves)]]
 
 
 @pytest.mark.parametrize("scheme", ["plain", "sample_weight", "imp", "dimp", "focal"])
@@ -84,12 +97,13 @@ def test_kernels_linear_matches_truth(
         count = max(1, int((target != -100).sum()))
         upstream = torch.full((n,), -1.5 / count, device=device)
         truth, gradients = truth_of(leaves, target, rule, given, upstream)
-        assert_near(total.reshape(1), truth.loss.detach().sum().reshape(1) / count, 1e-4)
-        assert_near(rows.loss, truth.loss.detach(), 2e-5)
-        assert_near(rows.log_prob, truth.log_prob, 1e-5)
+        reach = truth.weight.detach().abs() * (1 + truth.lse.detach().abs())
+        assert_near(total.reshape(1), truth.loss.detach().sum().reshape(1) / count, 1e-4, reach.sum() / count)
+        assert_near(rows.loss, truth.loss.detach(), 2e-5, reach)
+        assert_near(rows.log_prob, truth.log_prob, 1e-5, 1 + truth.lse.detach().abs())
         assert torch.equal(rows.clipped, truth.clipped)
-        for leaf, gradient in zip(leaves, gradients, strict=True):
-            assert_near(leaf.grad, gradient, 2e-5)
+        for leaf, gradient, size in zip(leaves, gradients, reaches(leaves, truth, upstream), strict=True):
+            assert_near(leaf.grad, gradient, 2e-5, size)
 
 
 def test_kernels_linear_rows_take_any_upstream(where: Where, products: str, rng: torch.Generator) -> None:
