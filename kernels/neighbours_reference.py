@@ -11,7 +11,8 @@ __all__ = ["join_reference", "self_join_reference"]
 def _cosines(x: Tensor, y: Tensor) -> Tensor:
     left, right = x.double(), y.double()
     lengths = torch.linalg.vector_norm(left, dim=1)[:, None] * torch.linalg.vector_norm(right, dim=1)[None, :]
-    return ((left @ right.T) / lengths).float()
+    values: Tensor = ((left @ right.T) / lengths).float()
+    return values
 
 
 def _nearest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
