@@ -61,7 +61,7 @@ fuzz: $(VENV)/.packages ## Fuzz the catalogue's file loader under the sanitizers
 	&& cmake --build build/fuzz && build/fuzz/fuzz_section_file $(SECONDS) $(SEED)
 
 CXX_FILES := $(shell find csrc bindings -name '*.cpp' -o -name '*.hpp')
-PY_FILES := engine kernels bindings/obverse/__init__.py bindings/obverse/_core.pyi tests benchmarks examples
+PY_FILES := engine kernels bindings/obverse/__init__.py bindings/obverse/neighbours.py bindings/obverse/_core.pyi tests benchmarks examples
 
 lint: setup
 	$(BIN)/ruff check $(PY_FILES)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-MODULES = ("losses", "generation", "decoding")
+MODULES = ("losses", "generation", "decoding", "embedding", "neighbours", "dedup")
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 BUDGET_S = 8 * 60
-BENCHMARKS = ("losses", "masking")
+BENCHMARKS = ("losses", "masking", "neighbours")
 
 
 def _run(name: str, command: list[str], out: Path, deadline: float) -> int:
@@ -56,6 +56,7 @@ def main() -> int:
         "no:cacheprovider",
         "tests/kernels",
         "tests/losses",
+        "tests/diversity",
     ]
     codes = [_run("tests", pytest, out, deadline)]
     for name in BENCHMARKS:

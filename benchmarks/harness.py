@@ -24,7 +24,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Row", "Timing", "append_csv", "interleave", "peak_extra_memory", "provenance", "run_main", "timing_rows"]
+__all__ = [
+    "Row",
+    "Timing",
+    "append_csv",
+    "as_json",
+    "as_text",
+    "interleave",
+    "peak_extra_memory",
+    "provenance",
+    "run_main",
+    "timing_rows",
+]
 
 OURS = "obverse"
 _SECONDS = {"s": 1.0, "ms": 1e3, "us": 1e6}
@@ -197,7 +208,8 @@ def as_json(row: Row) -> str:
     return json.dumps({key: value for key, value in row._asdict().items() if value is not None})
 
 
-def _as_text(row: Row) -> str:
+def as_text(row: Row) -> str:
+    """A line to read."""
     spread = f" [{row.p10:.4g}, {row.p90:.4g}]" if row.p10 is not None and row.p90 is not None else ""
     ratio = f"  {row.peer_ratio:.2f}x the best peer" if row.peer_ratio is not None else ""
     return f"{row.op:<28} {row.shape:<28} {row.provider:<22} {row.metric} {row.value:.4g} {row.unit}{spread}{ratio}"
@@ -217,7 +229,7 @@ def run_main(
     parser.add_argument("--csv", type=Path, help="append rows with provenance to this file")
     options = parser.parse_args(argv)
     for row in measure(options.quick):
-        print(as_json(row) if options.json else _as_text(row), flush=True)
+        print(as_json(row) if options.json else as_text(row), flush=True)
         if options.csv is not None:
             append_csv(options.csv, [row], packages=packages)
     return 0

@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.render [--metrics runs/geography/metrics.json]``. Nothing between the markers is typed by hand.
 README shows the rows of `HEADLINES`, and what the demo reached (kept as it stands where there is no such run);
-docs/decoding.md and docs/losses.md all of their benchmark's newest run.
+docs/decoding.md, docs/losses.md and docs/diversity.md all of their benchmarks' newest runs.
 """
 
 from __future__ import annotations
@@ -77,7 +77,12 @@ HEADLINES = (
     ("losses", "dimp ce fwd+bwd, in place, cold heap", "[4096,32128]", "time"),
     ("losses", "dimp linear ce fwd+bwd", "[2048", "time"),
     ("losses", "dimp linear ce fwd+bwd", "[2048", "that over all logits"),
+    ("neighbours", "exact self-join", "65,536", "time, first call"),
+    ("neighbours", "approximate self-join", "1,000,000", "time, first call"),
+    ("neighbours", "approximate self-join", "1,000,000", "recall"),
+    ("embedding", "20 tokens", "", "time"),
 )
+SHOWN = {"decoding": ("decoding",), "losses": ("losses",), "diversity": ("neighbours", "embedding", "dedup")}
 LEFT_OUT = (" against ", ", cold caches", " and going on", "clone of", "hand-chunked", ", chunks of", "torch.mm")
 
 Rows = list[dict[str, str]]
@@ -143,9 +148,9 @@ def main() -> int:
     else:
         demo = _kept(readme)
     _write(readme, demo + headlines)
-    for bench in ("decoding", "losses"):
-        shown = [row for row in rows if row["bench"] == bench and " against " not in row["provider"]]
-        _write(ROOT / f"docs/{bench}.md", ["", "## Measured", "", SAID, "", *_table(shown)])
+    for name, benches in SHOWN.items():
+        shown = [row for row in rows if row["bench"] in benches and " against " not in row["provider"]]
+        _write(ROOT / f"docs/{name}.md", ["", "## Measured", "", SAID, "", *_table(shown)])
     return 0
 
 

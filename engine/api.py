@@ -84,23 +84,29 @@ def check(
 
 def embed(texts: Any, **settings: Any) -> pa.Table:
     """Embed ``texts`` (id, text); gives id and a unit vector, float16, per row."""
-    from obverse.engine.embed.encoder import Encoder
+    from obverse.engine.embed.protocol import open_encoder
     from obverse.engine.embed.settings import EmbedSettings
-    from obverse.engine.embed.vectors import embed_texts
+    from obverse.engine.embed.vectors import embed_texts, open_cache
 
     table = as_table(texts)
     require_columns(table, "id", "text", what="texts")
-    return embed_texts(table, Encoder(_settings(EmbedSettings, settings)))
+    encoder = open_encoder(_settings(EmbedSettings, settings))
+    with open_cache(encoder) as cache:
+        return embed_texts(table, encoder, cache=cache)
 
 
-def score(vectors: Any, *, seed: int = 0, **settings: Any) -> pa.Table:
-    """Score each vector by its nearest neighbours among the others; gives the SCORES table."""
+def score(vectors: Any, *, real: Any = None, labels: Any = None, seed: int = 0, **settings: Any) -> pa.Table:
+    """Score each vector by its nearest neighbours among the others; gives the SCORES table.
+
+    ``real`` (id, vector) gives the column ``novelty``, ``labels`` (id, label) ``label_mean_knn_distance``.
+    """
     from obverse.engine.diversity.score import score_diversity
     from obverse.engine.diversity.settings import ScoreSettings
 
     table = as_table(vectors)
     require_columns(table, "id", "vector", what="vectors")
-    return score_diversity(table, _settings(ScoreSettings, settings), seed=seed)
+    others = [None if other is None else as_table(other) for other in (real, labels)]
+    return score_diversity(table, _settings(ScoreSettings, settings), seed=seed, real=others[0], labels=others[1])
 
 
 def weigh(scored: Any, **settings: Any) -> pa.Table:

@@ -95,6 +95,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "neighbours":  # a module of this package, loaded on first use like the names
+        return import_module("obverse.neighbours")
     if name not in _HOMES:
         raise AttributeError(f"module 'obverse' has no attribute '{name}'")
     value = getattr(import_module(_HOMES[name]), name)

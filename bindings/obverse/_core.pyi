@@ -285,6 +285,57 @@ class MinHasher:
     @property
     def ngram(self) -> int: ...
 
+def int8_encoder_available() -> bool:
+    """Whether this processor can run `Int8Encoder` (AVX-512 with VNNI)."""
+
+@final
+class Int8Encoder:
+    """A BERT-like encoder in 8-bit integers. See csrc/include/obverse/int8_encoder.hpp."""
+
+    def __init__(
+        self,
+        *,
+        hidden: int,
+        heads: int,
+        epsilon: float,
+        word: _Float32,
+        position: _Float32,
+        gamma: _Float32,
+        beta: _Float32,
+        layers: list[tuple[object, ...]],
+    ) -> None:
+        """Arrays are flat. A layer is (qkv, attention_out, gamma, beta, inner, outer, gamma, beta); a linear layer in
+        it (weight, bias, what inputs are multiplied by or None)."""
+    def encode(self, ids: _Int32, starts: _Int64, *, pooling: str = "mean", threads: int = 1) -> _Float32:
+        """Unit vectors [n, hidden] of texts whose tokens are ids[starts[i]:starts[i + 1]]; pooling mean or cls."""
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def positions(self) -> int: ...
+
+@final
+class WordTexts:
+    """Texts as rows of word numbers; not thread-safe while it grows. See csrc/include/obverse/ngrams.hpp."""
+
+    def __init__(self) -> None: ...
+    def add(self, texts: list[str]) -> None:
+        """Appends texts: ASCII ones as they are, others as words with spaces between (found by the caller)."""
+    def lengths(self) -> _Int64:
+        """Words of each text, int64 [n]."""
+    def count_ngrams(
+        self, max_order: int, with_matches: bool, threads: int, partition_rows: int = 1 << 24
+    ) -> list[tuple[int, int, _UInt32 | None]]:
+        """For each order from 1 up: n-grams, different n-grams, and clipped matches uint32 [n] or None."""
+    def __len__(self) -> int: ...
+    @property
+    def num_words(self) -> int:
+        """Different words."""
+    @property
+    def nbytes(self) -> int: ...
+
+def symmetric_eigenvalues(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Eigenvalues of a symmetric float64 matrix [n, n] (its lower triangle), largest first, on one thread."""
+
 @final
 class DuplicateIndex:
     """Signatures by band; not thread-safe. See csrc/include/obverse/minhash.hpp for what it may miss."""
@@ -429,3 +480,272 @@ def linear_ce(
     /,
 ) -> None:
     """Fill ``fields`` and ``clipped`` as ce_forward, and the gradients whose addresses are not 0."""
+
+# Vectors (csrc/include/obverse/quantised.hpp): float16 or float32 [N, d]. `isa` may only lower `best_vector_isa()`.
+
+_Rows: TypeAlias = NDArray[np.float16] | NDArray[np.float32]
+
+def best_vector_isa() -> int:
+    """The best instruction set here for the kernels below: 0 portable, 1 AVX2, 2 AVX-512 with VNNI."""
+
+def vector_norms(x: _Rows, *, threads: int = 1, isa: int = 2) -> tuple[NDArray[np.float64], int]:
+    """Norms [N], and the first row that is not finite or all zero (-1 where there is none)."""
+
+def quantise_rows(
+    x: _Rows,
+    norms: NDArray[np.float64],
+    matrix: _Float32,
+    scale: float,
+    defect: float,
+    *,
+    q: NDArray[np.int8] | None = None,
+    threads: int = 1,
+    isa: int = 2,
+) -> tuple[NDArray[np.int8], _Float32]:
+    """q int8 [N, P] = round(matrix^T x / (|x| scale)), into `q` where given, and the error float32 [N]."""
+
+def rank_candidates(
+    x: _Rows, indices: _Int32, k: int, *, y: _Rows | None = None, threads: int = 1, isa: int = 2
+) -> tuple[_Int32, _Float32]:
+    """For each row of x [N, d] the k best of its candidates [N, m] (rows of y, or of x itself) by exact cosine.
+
+    Falling cosine, equal ones by row. Invalid and repeated candidates, and the row itself where y is None, are left
+    out; empty places at the end get -1 and -inf.
+    """
+
+@final
+class Descent:
+    """An approximate nearest-neighbour graph of int8 rows; not thread-safe. See csrc/include/obverse/descent.hpp."""
+
+    def __init__(
+        self,
+        q: NDArray[np.int8],
+        *,
+        degree: int,
+        leaf: int,
+        fanout: int,
+        carvings: int,
+        settled: float,
+        reverse: int,
+        rounds: int,
+        delta: float,
+        seed: int,
+        threads: int = 1,
+        isa: int = 2,
+    ) -> None:
+        """q: int8 [N, P], P a multiple of 64; it must not change while this lives."""
+    def step(self) -> tuple[str, int, float, int, int]:
+        """A piece of the work: ("carving", "round" or "done", its number, share done, evaluated, updates)."""
+    def candidates(self, m: int) -> _Int32:
+        """The best m found so far, int32 [N, m], best first, -1 where there are fewer; never the row itself."""
+    @property
+    def distinct(self) -> int:
+        """Rows that differ from all before them."""
+    @property
+    def nbytes(self) -> int: ...
+
+# Near-duplicates (csrc/include/obverse/groups.hpp, text_duplicates.hpp). `order`: rows by falling priority.
+
+_Groups: TypeAlias = tuple[_Int64, _UInt8, _Int64, _Float32]
+
+def first_equal_rows(x: NDArray[Any], *, order: _Int64 | None = None, threads: int = 1) -> _Int64:
+    """For each row of x [N, d] the first row, by `order`, with the same bytes."""
+
+def group_pairs(
+    n: int,
+    i: _Int64,
+    j: _Int64,
+    similarities: _Float32,
+    *,
+    order: _Int64 | None = None,
+    first: _Int64 | None = None,
+) -> _Groups:
+    """Lowest row of each row's group, whether it stays, the row that it repeats or -1, and its similarity to that.
+
+    From all pairs (i, j) of n rows within the threshold; `first` as `first_equal_rows` where pairs are of first rows.
+    """
+
+def expected_recall(jaccard: float, *, threshold: float, bands: int, width: int, num_perm: int = 128) -> float:
+    """The chance, at least, that `TextDuplicates` finds a pair of texts of that Jaccard similarity."""
+
+@final
+class TextDuplicates:
+    """Near-duplicates among all texts of a set; not thread-safe. Sign, gather, keep and link all, then ask."""
+
+    def __init__(
+        self,
+        bytes: _UInt8,
+        offsets: _Int64,
+        *,
+        order: _Int64 | None = None,
+        threshold: float,
+        bands: int,
+        width: int,
+        num_perm: int = 128,
+        ngram: int = 5,
+        seed: int = 0,
+    ) -> None:
+        """Text i is UTF-8 bytes[offsets[i] : offsets[i + 1]]; equal texts are one."""
+    def sign(self, first: int, last: int, threads: int = 1) -> None:
+        """Signs distinct texts [first, last)."""
+    def gather(self, band: int) -> None:
+        """Puts texts that agree in a band together; bands in order."""
+    def keep(self, first: int, last: int) -> None:
+        """Decides which of the distinct texts [first, last) stay; in order."""
+    def link(self, band: int) -> None:
+        """Joins what a band still has apart."""
+    def groups(self) -> _Groups:
+        """As `group_pairs`."""
+    @property
+    def num_distinct(self) -> int: ...
+    @property
+    def num_compared(self) -> int:
+        """Pairs whose sets of shingles were compared so far."""
+    @property
+    def nbytes(self) -> int: ...
+
+# Selection (csrc/include/obverse/graph_select.hpp, k_center.hpp). Each `choose` goes on where the last one stopped.
+
+@final
+class NeighbourGraph:
+    """Rows joined where either lists the other; immutable."""
+
+    def __init__(self, indices: _Int32 | _Int64, similarities: _Float32) -> None:
+        """Neighbour lists [N, k], -1 where there are fewer."""
+    def __len__(self) -> int: ...
+    @property
+    def num_edges(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+@final
+class FacilityLocation:
+    """Lazy greedy facility location; not thread-safe."""
+
+    def __init__(
+        self,
+        graph: NeighbourGraph,
+        *,
+        weight: NDArray[np.float64] | None = None,
+        quality: NDArray[np.float64] | None = None,
+    ) -> None: ...
+    def choose(self, count: int) -> tuple[_Int64, NDArray[np.float64]]:
+        """Up to `count` more rows, and their gains."""
+    @property
+    def num_evaluated(self) -> int: ...
+    @property
+    def total(self) -> float:
+        """The objective of all rows."""
+
+@final
+class GraphCenters:
+    """Farthest-first traversal of a graph; not thread-safe."""
+
+    def __init__(self, graph: NeighbourGraph, first: int = 0) -> None: ...
+    def choose(self, count: int) -> tuple[_Int64, NDArray[np.float64]]:
+        """Up to `count` more rows, and their distances to those before."""
+    @property
+    def radius(self) -> float: ...
+
+@final
+class VectorCenters:
+    """Farthest-first traversal of vectors; not thread-safe."""
+
+    def __init__(self, x: _Rows, *, first: int = 0, threads: int = 1, isa: int = 2) -> None: ...
+    def choose(self, count: int) -> tuple[_Int64, _Float32]:
+        """Up to `count` more rows, and the cosine of each to its nearest row before."""
+    @property
+    def least_similarity(self) -> float: ...
+
+# Exact joins (csrc/include/obverse/exact_join.hpp). A side is (x, norms, q, error); y None means a self-join.
+
+_Side: TypeAlias = tuple[Any, ...]
+
+def expand_equal_rows(
+    first_x: _Int64, first_y: _Int64 | None, indices: _Int32, similarities: _Float32, k: int, *, threads: int = 1
+) -> tuple[_Int64, _Float32]:
+    """Lists [N, listed] between first rows to lists [N, k] between all rows."""
+
+@final
+class TopKJoin:
+    """The k nearest rows by exact cosine."""
+
+    def __init__(
+        self, x: _Side, y: _Side | None, scale: float, rows: _Int32, columns: _Int32, k: int, threads: int, isa: int
+    ) -> None:
+        """`rows` and `columns`: the rows of x and y that take part."""
+    def seed(self, candidates: _Int32) -> None:
+        """Candidates [N, m] to start from, -1 for none."""
+    def seed_by_trees(self, trees: int, rounds: int, seed: int) -> None:
+        """Candidates from random trees, then from neighbours of neighbours."""
+    def start(self) -> None:
+        """Fix the order of rows; then `step`."""
+    def step(self, index: int) -> None:
+        """One band of rows; each index in [0, steps) once, in any order."""
+    def restore(self, order: _Int32, indices: _Int32, similarities: _Float32) -> None:
+        """Go on from saved lists, in place of seeds and `start`."""
+    @property
+    def steps(self) -> int: ...
+    @property
+    def indices(self) -> _Int32:
+        """[N, k], a view of the lists as they are."""
+    @property
+    def similarities(self) -> _Float32: ...
+    @property
+    def order(self) -> _Int32: ...
+    @property
+    def counts(self) -> dict[str, float]: ...
+
+@final
+class ThresholdJoin:
+    """All pairs of a cosine of at least a threshold; those beyond `most` are counted, not kept."""
+
+    def __init__(
+        self,
+        x: _Side,
+        y: _Side | None,
+        scale: float,
+        rows: _Int32,
+        columns: _Int32,
+        threshold: float,
+        most: int,
+        threads: int,
+        isa: int,
+    ) -> None: ...
+    def step(self, index: int) -> None:
+        """One band of rows; each index in [0, steps) once, in any order."""
+    @property
+    def steps(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    def pairs(self) -> tuple[_Int32, _Int32, _Float32]:
+        """Rows, columns, similarities, in no order."""
+    def fullest(self) -> tuple[int, int]:
+        """The row that is in most pairs, and in how many."""
+    @property
+    def counts(self) -> dict[str, float]: ...
+
+@final
+class BallJoin:
+    """Counts of rows in balls (radii are cosines) around rows of the other side."""
+
+    def __init__(
+        self,
+        x: _Side,
+        y: _Side,
+        scale: float,
+        rows: _Int32,
+        columns: _Int32,
+        radii: tuple[_Float32, _Float32],
+        weights: tuple[_Int64, _Int64],
+        threads: int,
+        isa: int,
+    ) -> None: ...
+    def step(self, index: int) -> None:
+        """One band of rows; each index in [0, steps) once, in any order."""
+    @property
+    def steps(self) -> int: ...
+    def balls(self) -> tuple[_Int64, _Int64, _Int64]:
+        """inside_y [M], inside_x [N], reached_x [N]; see csrc/include/obverse/exact_join.hpp."""
+    @property
+    def counts(self) -> dict[str, float]: ...

@@ -4,36 +4,15 @@
 #include <cmath>
 #include <limits>
 
+#include "minhash_kernels.hpp"
 #include "obverse/random.hpp"
+#include "shingles.hpp"
 
 namespace obverse {
 namespace {
 
 constexpr int64_t kMaxPermutations = 4096;
 constexpr int64_t kMaxNgram = 64;
-
-bool is_continuation(char byte) { return (static_cast<unsigned char>(byte) & 0xC0U) == 0x80U; }
-
-/// FNV-1a with a final mix: short inputs, no alignment or byte-order dependence.
-uint32_t hash_bytes(std::string_view bytes, uint64_t seed) {
-  uint64_t h = 0xCBF29CE484222325ULL ^ seed;
-  for (const char byte : bytes) h = (h ^ static_cast<unsigned char>(byte)) * 0x100000001B3ULL;
-  return static_cast<uint32_t>(mix64(h) >> 32);
-}
-
-/// Minimum over xs of each hash function.
-void take_minima(span<const uint64_t> a, span<const uint64_t> b, span<const uint32_t> xs,
-                 span<uint32_t> out) {
-  const size_t num_perm = out.size();
-  const uint64_t* const pa = a.data();
-  const uint64_t* const pb = b.data();
-  uint32_t* const po = out.data();
-  for (const uint32_t x : xs) {
-    for (size_t i = 0; i < num_perm; ++i) {
-      po[i] = std::min(po[i], static_cast<uint32_t>((pa[i] * x + pb[i]) >> 32));
-    }
-  }
-}
 
 }  // namespace
 
@@ -44,7 +23,8 @@ void check_bands(int64_t num_perm, int64_t bands) {
           ", got ", bands);
 }
 
-MinHasher::MinHasher(int64_t num_perm, int64_t bands, int64_t ngram, uint64_t seed) : seed_(mix64(seed)) {
+MinHasher::MinHasher(int64_t num_perm, int64_t bands, int64_t ngram, uint64_t seed, Isa isa)
+    : seed_(mix64(seed)), kernel_(minhash_kernel(isa)) {
   check_bands(num_perm, bands);
   require(ngram >= 1 && ngram <= kMaxNgram, "ngram must be in [1, ", kMaxNgram, "], got ", ngram);
   bands_ = static_cast<size_t>(bands);
@@ -57,29 +37,29 @@ MinHasher::MinHasher(int64_t num_perm, int64_t bands, int64_t ngram, uint64_t se
 }
 
 void MinHasher::signature(std::string_view text, span<uint32_t> out) const {
-  require(out.size() == num_perm(), "a signature has ", num_perm(), " entries, got room for ", out.size());
-  std::vector<uint32_t> hashes;
-  shingle_hashes(text, &hashes);
-  std::fill(out.begin(), out.end(), std::numeric_limits<uint32_t>::max());
-  take_minima(multipliers_, increments_, hashes, out);
+  std::vector<uint32_t> starts, hashes;
+  hash_shingles(text, ngram_, seed_, &starts, &hashes);
+  signature_of(hashes, out);
 }
 
-void MinHasher::shingle_hashes(std::string_view text, std::vector<uint32_t>* out) const {
-  std::vector<size_t> starts;  // of each code point, and the end
-  starts.reserve(text.size() + 1);
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (!is_continuation(text[i])) starts.push_back(i);
-  }
-  starts.push_back(text.size());
-  const size_t num_characters = starts.size() - 1;
-  if (num_characters <= ngram_) {
-    out->push_back(hash_bytes(text, seed_));
-    return;
-  }
-  out->reserve(num_characters - ngram_ + 1);
-  for (size_t i = 0; i + ngram_ < starts.size(); ++i) {
-    out->push_back(hash_bytes(text.substr(starts[i], starts[i + ngram_] - starts[i]), seed_));
-  }
+void MinHasher::signature_of(span<const uint32_t> hashes, span<uint32_t> out) const {
+  require(out.size() == num_perm(), "a signature has ", num_perm(), " entries, got room for ", out.size());
+  std::vector<uint64_t> minima(out.size(), std::numeric_limits<uint64_t>::max());
+  kernel_(multipliers_.data(), increments_.data(), hashes.data(), hashes.size(), minima.data(),
+          minima.size());
+  for (size_t i = 0; i < out.size(); ++i) out[i] = static_cast<uint32_t>(minima[i] >> 32);
+}
+
+TakeMinima minhash_kernel(Isa bound) {
+#if defined(OBVERSE_X86_64)
+  const Isa best = best_isa();
+  const Isa isa = bound < best ? bound : best;
+  if (isa >= Isa::kAvx512) return take_minima_avx512;
+  if (isa == Isa::kAvx2) return take_minima_avx2;
+#else
+  static_cast<void>(bound);
+#endif
+  return take_minima_portable;
 }
 
 DuplicateIndex::DuplicateIndex(int64_t num_perm, int64_t bands, double threshold) : threshold_(threshold) {

@@ -142,48 +142,73 @@ def _counts(kinds: dict[str, int]) -> str:
 
 @click.command()
 @click.argument("texts", type=input_file)
-@click.option("-o", "--out", type=output_file, required=True, help="Parquet file to write.")
+@click.option("-o", "--out", type=output_file, required=True, help="Folder of shards, or .parquet file.")
+@click.option("--column", default="text", show_default=True, help="Column to embed.")
+@click.option("--shard-rows", type=click.IntRange(1), default=16_384, show_default=True, help="Rows a shard.")
 @settings_options(EmbedSettings)
 @quiet()
-def embed(texts: Path, out: Path, quiet: bool, **options: Any) -> None:
-    """Embed the column `text` of TEXTS (with `id`) as unit vectors."""
-    from obverse.engine.embed.encoder import Encoder
-    from obverse.engine.embed.vectors import embed_texts
-    from obverse.engine.records.files import read_table
-    from obverse.engine.records.schemas import require_columns
-    from obverse.engine.records.shards import write_parquet
+def embed(texts: Path, out: Path, column: str, shard_rows: int, quiet: bool, **options: Any) -> None:
+    """Embed a column of TEXTS (with `id`) as unit vectors, streamed.
 
-    table = read_table(texts)
-    require_columns(table, "id", "text", what="texts")
-    encoder = Encoder(from_options(EmbedSettings, options))
-    with Progress(quiet=quiet).task("embed", table.num_rows, "texts") as advance:
-        vectors = embed_texts(table, encoder, on_progress=advance)
-    write_parquet(out, vectors)
-    _written(out, vectors.num_rows)
+    TEXTS: Parquet, JSONL(.gz), CSV, Arrow, or a folder of them. Whole shards are kept when the command is stopped;
+    the same command goes on with the first missing one.
+    """
+    from obverse.engine.embed.stream import embed_files
+
+    settings = from_options(EmbedSettings, options)
+    progress = Progress(quiet=quiet)
+    report = embed_files(texts, out, settings, column=column, shard_rows=shard_rows, progress=progress)
+    _written(out, report.rows)
+    told = f"computed {report.computed:,}, cached {report.cached:,}, repeated {report.repeated:,}"
+    click.echo(told + (f", done before {report.resumed:,}" if report.resumed else ""))
 
 
 @click.command()
 @click.argument("vectors", type=input_file)
 @click.option("-o", "--out", type=output_file, required=True, help="Parquet file to write.")
-@settings_options(ScoreSettings)
+@click.option("--real", type=input_file, help="Vectors of real rows; gives the column novelty.")
+@click.option("--labels", type=input_file, help="Rows (id, label); gives the column label_mean_knn_distance.")
+@click.option("--checkpoint", type=output_file, help="Folder in which a join that is stopped is gone on with.")
+@click.option("-k", "--k", "--neighbours", "neighbours", type=click.IntRange(1, 1024), help="Neighbours [default: 10]")
+@settings_options(ScoreSettings, skip=("neighbours",))
 @seed()
 @quiet()
-def score(vectors: Path, out: Path, seed: int, quiet: bool, **options: Any) -> None:
-    """Score each row of VECTORS (id, vector) by its nearest neighbours, and the set as a whole."""
-    import dataclasses
+def score(
+    vectors: Path,
+    out: Path,
+    real: Path | None,
+    labels: Path | None,
+    checkpoint: Path | None,
+    seed: int,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Score each row of VECTORS by its nearest neighbours, and the set as a whole.
+
+    VECTORS, and those of --real, are Parquet or Arrow files with id and vector, folders of such, or .npy. They are
+    mapped, or streamed once into a scratch file beside the output, and never read into memory whole.
+    """
     import json
 
-    from obverse.engine.diversity.score import score_with_report
+    from obverse.engine.diversity.score import score_rows
     from obverse.engine.diversity.set_metrics import set_metrics
+    from obverse.engine.diversity.vectors import open_vectors
     from obverse.engine.records.files import read_table
-    from obverse.engine.records.schemas import require_columns
-    from obverse.engine.records.shards import write_parquet
 
-    table = read_table(vectors)
-    require_columns(table, "id", "vector", what="vectors")
-    settings = from_options(ScoreSettings, options)
-    with Progress(quiet=quiet).task("score", table.num_rows, "rows") as advance:
-        scores, index = score_with_report(table, settings, seed=seed, on_progress=advance)
-    write_parquet(out, scores)
-    _written(out, scores.num_rows)
-    click.echo(json.dumps({"index": dataclasses.asdict(index), "metrics": set_metrics(table, scores=scores)}, indent=1))
+    settings, progress, scratch = from_options(ScoreSettings, options), Progress(quiet=quiet), out.absolute().parent
+    rows = open_vectors(vectors, scratch=scratch)
+    scores, report = score_rows(
+        rows,
+        settings,
+        seed=seed,
+        real=open_vectors(real, scratch=scratch).matrix if real else None,
+        labels=read_table(labels) if labels else None,
+        checkpoint=checkpoint,
+        scratch=scratch,
+        task=progress.task,
+        say=progress.say,
+    )
+    scores.write(out)
+    _written(out, len(scores))
+    metrics = set_metrics(rows, scores=scores.means())
+    click.echo(json.dumps({"index": report.as_json(), "metrics": metrics}, indent=1))

@@ -1,171 +1,210 @@
-"""The k nearest other rows of every row, by cosine, with ties in order of id."""
+"""`self_join`, `join` and `pairs_above`: nearest neighbours by cosine, exact or with their error measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import time
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from obverse.engine.diversity.engines import Choice, candidates
+from obverse.engine.diversity import exact
+from obverse.engine.diversity.engines import Choice, Engine, Job, Outcome, choose, run_engine
+from obverse.engine.diversity.estimate import Estimate, estimate_recall, estimate_score_error, sample_rows
+from obverse.engine.diversity.quantise import checked_rows
+from obverse.engine.errors import InputError
+from obverse.engine.records.keys import derive_seed
 
-__all__ = ["Neighbours", "exact_similarities", "nearest", "similarities"]
+__all__ = ["ApproximationWarning", "Neighbours", "join", "pairs_above", "self_join"]
 
-Vectors = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.int64]
+Matrix = npt.NDArray[Any]
+Progress = Callable[[int], None]
 
-# Candidates beyond k that are ranked again by similarities computed here: they cover the row itself and what an
-# engine's rounding (its blocks, its number of threads) might push over the edge.
-_SPARE = 8
-_BLOCK = 2048
+
+class ApproximationWarning(UserWarning):
+    """Neighbours that were asked for by an engine's name are further from the exact ones than was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """``indices [N, k]`` (-1: no more rows) and ``similarities [N, k]`` (0 there), nearest first."""
+    """Neighbour lists, and how good they are."""
 
-    indices: Indices
-    similarities: Vectors
-    distinct: int
-    """Different vectors among the N."""
-    completed: int
-    """Rows for which the engine found too few, searched again exactly."""
+    indices: npt.NDArray[np.int64]
+    """``[N, k]``, nearest first, equal similarities by row number; -1 where there are fewer."""
+    similarities: npt.NDArray[np.float32]
+    """``[N, k]``: cosines of the stored rows, computed in float64 and rounded once; -inf where there are fewer."""
+    engine: str
+    reason: str
+    """Why that engine, and which others were tried."""
+    parameters: dict[str, Any]
+    certificate: exact.Certificate | None
+    """What the exact engine proved, else None."""
+    recall: Estimate | None
+    """Of an approximate engine, at k, by similarity; None where exact or without a sample."""
+    score_error: Estimate | None
+    """Of an approximate engine: the 99th percentile of the error of the mean cosine of a row's k neighbours."""
+    seconds: float
+    """Of the join; measuring it not counted."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the lists are proved or known to be the exact ones."""
+        return self.engine == "exact"
 
 
-def nearest(
-    base: Vectors, k: int, choice: Choice, *, seed: int, on_rows: Callable[[int], None] = lambda _: None
+def self_join(
+    x: Matrix,
+    k: int = 10,
+    *,
+    engine: Engine = "auto",
+    recall: float = 0.99,
+    max_score_error: float = 0.01,
+    sample: int = 2000,
+    threads: int = 0,
+    seed: int = 0,
+    faiss_index: str = "auto",
+    checkpoint: Path | str | None = None,
+    on_progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Neighbours:
-    """The ``k`` rows most similar to each row of unit vectors ``base [N, D]``, never the row itself.
+    """The ``min(k, N - 1)`` other rows nearest to each row of ``x [N, d]``, by cosine.
 
-    Equal vectors are searched once and stand for each other, so that any number of duplicates neither hides a
-    row's other neighbours from the engine nor makes their order depend on it. Ties go to the lower row.
+    ``x`` is float16 or float32 (an array or a memory map), not necessarily of unit rows. Engines: ``exact``; ``faiss``
+    (``faiss_index``: flat, ivf, rabitq or hnsw, cagra on GPUs; auto chooses by rows, memory and ``recall``);
+    ``descent``. ``auto`` is exact while the time predicted for it is within 15 minutes, else faiss where there is a
+    GPU, else descent; the result says which and why.
+
+    Of an approximate engine, recall and the p99 error of the score (the mean cosine of a row's neighbours) are
+    measured on ``sample`` random rows against exact ones. Where they miss ``recall`` or ``max_score_error``, auto
+    does the exact join instead and says so; an engine asked for by name gives an `ApproximationWarning`.
+
+    ``checkpoint``: a folder in which an exact join can be stopped and gone on with. ``on_progress`` is called with
+    numbers of rows newly done, ``say`` with a line on the engine chosen or given up. The result depends on ``x``,
+    ``k``, the engine and ``seed``, not on ``threads``.
+
+    Raises `InputError` for an ``x`` of another type or shape, empty, or with a row that isn't finite or all zeros.
     """
-    firsts, group = _groups(base)
-    distinct = base[firsts] if len(firsts) < len(base) else base
-    wide = min(k + _SPARE, len(distinct))
-    sizes = np.bincount(group)
-    found = _by_group(distinct, wide, choice, seed, on_rows, sizes)
-    short = np.flatnonzero((found >= 0).sum(axis=1) < min(k + 1, len(distinct)))
-    if len(short):
-        found[short] = exact_rows(distinct, short, wide)
-    # A row's duplicates are known without a search, so its own vector is always a candidate.
-    own = np.arange(len(distinct))[:, None]
-    named = (found == own).any(axis=1, keepdims=True)
-    if not named.all():
-        found = np.hstack([found, np.where(named, -1, own)])
-    members = np.argsort(group, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    indices = np.full((len(base), k), -1, np.int64)
-    values = np.zeros((len(base), k), np.float32)
-    for low in range(0, len(base), _BLOCK):
-        rows = np.arange(low, min(low + _BLOCK, len(base)))
-        ranked, scores = _rank(distinct, group[rows], found[group[rows]])
-        if len(firsts) < len(base):
-            ranked, scores = _expand(ranked, scores, members, starts, k + 1)
-        indices[rows], values[rows] = _without_self(rows, ranked, scores, k)
-    return Neighbours(indices, values, len(firsts), len(short))
+    _check(x, k, threads)
+    tell = on_progress or (lambda _: None)
+    folder = None if checkpoint is None else Path(checkpoint)
+    job = Job(x, min(k, len(x) - 1), recall, threads, derive_seed(seed, "neighbours"), faiss_index, folder, tell)
+    if not job.k:
+        nothing = Outcome(np.empty((len(x), 0), np.int64), np.empty((len(x), 0), np.float32))
+        return _result(nothing, Choice("exact", "one row has no neighbours"), None, 0.0)
+    choice, say = choose(engine, job), say or (lambda _: None)
+    say(f"{choice.engine}: {choice.reason}")
+    started = time.perf_counter()
+    outcome = run_engine(choice.engine, job)
+    seconds = time.perf_counter() - started
+    measured = None if choice.engine == "exact" else _measure(job, outcome, sample)
+    missed = _missed(measured, recall, max_score_error)
+    if missed and engine != "auto":
+        warnings.warn(f"neighbours by {choice.engine}: {missed}", ApproximationWarning, stacklevel=2)
+    elif missed:
+        choice = Choice("exact", f"{choice.reason}; but {choice.engine} had {missed}, so the join was done exactly")
+        say(f"{choice.engine}: {choice.reason}")
+        outcome, measured = run_engine("exact", job), None
+        seconds = time.perf_counter() - started
+    return _result(outcome, choice, measured, seconds)
 
 
-def _groups(base: Vectors) -> tuple[Indices, Indices]:
-    """First rows of each distinct vector, in row order, and for each row the number of its distinct vector."""
-    raw = np.ascontiguousarray(base + np.float32(0)).view(np.dtype((np.void, base.shape[1] * 4)))[:, 0]
-    _, first, inverse = np.unique(raw, return_index=True, return_inverse=True)
-    order = np.argsort(first, kind="stable")
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return first[order], rank[inverse.reshape(-1)]
+def _check(x: Matrix, k: int, threads: int, name: str = "x") -> None:
+    checked_rows(x, name=name, threads=threads)
+    if not len(x):
+        raise InputError("at least one vector", field=name)
+    if k < 1:
+        raise InputError("at least 1", field="k", seen=k)
 
 
-def _by_group(
-    distinct: Vectors,
-    wide: int,
-    choice: Choice,
-    seed: int,
-    on_rows: Callable[[int], None],
-    sizes: npt.NDArray[np.int64],
-) -> Indices:
-    """The engine's candidates, with progress told in rows rather than in distinct vectors."""
-    done = 0
-
-    def told(count: int) -> None:
-        nonlocal done
-        on_rows(int(sizes[done : done + count].sum()))
-        done += count
-
-    return candidates(choice, distinct, wide, seed=seed, on_rows=told)
+def _measure(job: Job, outcome: Outcome, sample: int) -> tuple[Estimate, Estimate] | None:
+    """Recall and score error on a random sample of rows, against an exact join of these rows with all."""
+    if not sample:
+        return None
+    rows = sample_rows(len(job.x), sample, derive_seed(job.seed, "measure"))
+    indices, values, _ = exact.join(job.x[rows], job.x, job.k + 1, threads=job.threads)
+    own = indices == rows[:, None]
+    own[~own.any(axis=1), -1] = True  # more than k are as near and have lower numbers
+    truth = values[~own].reshape(len(rows), job.k)
+    # A place without a neighbour is as bad as the opposite direction.
+    found = np.maximum(outcome.similarities[rows], np.float32(-1))
+    whole = len(rows) == len(job.x)
+    return estimate_recall(found, truth, whole=whole), estimate_score_error(found, truth, whole=whole)
 
 
-def similarities(base: Vectors, rows: Indices, found: Indices) -> Vectors:
-    """Inner products of ``rows [R]`` with ``found [R, M]``, -inf where -1; the sums run in one fixed order."""
-    values = np.einsum("rd,rmd->rm", base[rows], base[np.maximum(found, 0)]).astype(np.float32, copy=False)
-    result: Vectors = np.where(found >= 0, np.clip(values, -1.0, 1.0), np.float32(-np.inf))
-    return result
+def _missed(measured: tuple[Estimate, Estimate] | None, recall: float, max_score_error: float) -> str:
+    """What the measured figures miss, in words; empty where they meet what was asked."""
+    if measured is None:
+        return ""
+    found, error = measured
+    parts = []
+    if found.value < recall:
+        parts.append(f"a recall of {found.value:.4f} [{found.low:.4f}, {found.high:.4f}] where {recall:g} was asked")
+    if error.value > max_score_error:
+        told = f"{error.value:.4f} [{error.low:.4f}, {error.high:.4f}]"
+        parts.append(f"a p99 error of the score of {told} where {max_score_error:g} was asked")
+    return " and ".join(parts) + f" (measured on {found.sample:,} rows)" if parts else ""
 
 
-def _rank(base: Vectors, rows: Indices, found: Indices) -> tuple[Indices, Vectors]:
-    scores = similarities(base, rows, found)
-    order = np.lexsort((found, -scores), axis=1)
-    return np.take_along_axis(found, order, axis=1), np.take_along_axis(scores, order, axis=1)
+def _result(outcome: Outcome, choice: Choice, measured: tuple[Estimate, Estimate] | None, seconds: float) -> Neighbours:
+    recall, error = measured or (None, None)
+    return Neighbours(
+        outcome.indices,
+        outcome.similarities,
+        choice.engine,
+        choice.reason,
+        outcome.parameters,
+        outcome.certificate,
+        recall,
+        error,
+        seconds,
+    )
 
 
-def _expand(groups: Indices, scores: Vectors, members: Indices, starts: Indices, limit: int) -> tuple[Indices, Vectors]:
-    """Groups ``[R, M]``, best first, to their first ``limit`` member rows ``[R, limit]``, equal scores by row."""
-    rows = np.full((len(groups), limit), -1, np.int64)
-    values = np.full((len(groups), limit), -np.inf, np.float32)
-    for place, (row_groups, row_scores) in enumerate(zip(groups, scores, strict=True)):
-        valid = row_groups[row_groups >= 0]
-        counts = starts[valid + 1] - starts[valid]
-        # Groups with a score that equals the last taken one must all be seen before rows are cut by number.
-        enough = int(np.searchsorted(np.cumsum(counts), limit)) + 1
-        if enough < len(valid):
-            enough = int(np.searchsorted(-row_scores, -row_scores[enough - 1], side="right"))
-        taken = [
-            members[starts[one] : starts[one] + min(limit, size)]
-            for one, size in zip(valid[:enough], counts, strict=False)
-        ]
-        flat = np.concatenate(taken)
-        flat_scores = np.repeat(row_scores[: len(taken)], [len(part) for part in taken])
-        order = np.lexsort((flat, -flat_scores))[:limit]
-        rows[place, : len(order)] = flat[order]
-        values[place, : len(order)] = flat_scores[order]
-    return rows, values
+def join(x: Matrix, y: Matrix, k: int = 10, *, threads: int = 0, on_progress: Progress | None = None) -> Neighbours:
+    """The ``min(k, M)`` rows of ``y [M, d]`` nearest to each row of ``x [N, d]``, by cosine, exactly.
+
+    Types, order and errors are those of `self_join`; `InputError` too where the two differ in dimensions.
+    """
+    _check(x, k, threads)
+    _check(y, k, threads, "y")
+    if x.shape[1] != y.shape[1]:
+        raise InputError(f"rows of {x.shape[1]} values, as in x", field="y", seen=y.shape)
+    started = time.perf_counter()
+    tell = on_progress or (lambda _: None)
+    indices, values, certificate = exact.join(*_same_dtype(x, y), k, threads=threads, on_progress=tell)
+    outcome = Outcome(indices, values, certificate=certificate)
+    return _result(outcome, Choice("exact", "joins of two sets are exact"), None, time.perf_counter() - started)
 
 
-def _without_self(own: Indices, found: Indices, scores: Vectors, k: int) -> tuple[Indices, Vectors]:
-    """Drop each row's own index, by index and not by place, and keep the first ``k``; empty places last."""
-    away = (found == own[:, None]) | (found < 0)
-    order = np.argsort(away, axis=1, kind="stable")[:, :k]
-    left = np.take_along_axis(away, order, axis=1)
-    indices = np.where(left, -1, np.take_along_axis(found, order, axis=1))
-    values = np.where(left, np.float32(0), np.take_along_axis(scores, order, axis=1))
-    if indices.shape[1] < k:
-        pad = ((0, 0), (0, k - indices.shape[1]))
-        indices = np.pad(indices, pad, constant_values=-1)
-        values = np.pad(values, pad)
-    return indices, values
+def pairs_above(
+    x: Matrix,
+    threshold: float,
+    y: Matrix | None = None,
+    *,
+    max_pairs: int = 100_000_000,
+    threads: int = 0,
+    on_progress: Progress | None = None,
+) -> exact.Pairs:
+    """All pairs of rows with a cosine of at least ``threshold``, exactly: ``i``, ``j`` and ``similarities``.
+
+    Of rows i < j of ``x [N, d]``, or of rows i of ``x`` and j of ``y [M, d]`` where it is given, by rising i, then j.
+    Raises `InputError` as `join` does, for a threshold outside [-1, 1], and where there are more than ``max_pairs``.
+    """
+    _check(x, 1, threads)
+    pairs = functools.partial(exact.pairs_above, max_pairs=max_pairs, threads=threads, on_progress=on_progress)
+    if y is None:
+        return pairs(x, threshold)
+    _check(y, 1, threads, "y")
+    return pairs(*_same_dtype(x, y), threshold)
 
 
-def exact_similarities(base: Vectors, rows: Indices) -> Iterator[tuple[int, Vectors]]:
-    """Inner products of ``rows [R]`` with all of ``base``, in column blocks ``(first column, [R, C])``."""
-    queries = base[rows]
-    for start in range(0, len(base), 16_384):
-        yield start, queries @ base[start : start + 16_384].T
-
-
-def exact_rows(base: Vectors, rows: Indices, k: int) -> Indices:
-    """The ``k`` rows nearest to each of ``rows``, exactly and without an index, itself among them."""
-    result = np.empty((len(rows), k), np.int64)
-    for low in range(0, len(rows), 1024):
-        part = rows[low : low + 1024]
-        best = np.empty((len(part), 0), np.int64)
-        scores = np.empty((len(part), 0), np.float32)
-        for start, block in exact_similarities(base, part):
-            columns = np.broadcast_to(np.arange(start, start + block.shape[1]), block.shape)
-            best, scores = np.hstack([best, columns]), np.hstack([scores, block])
-            if best.shape[1] > k:
-                keep = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-                best = np.take_along_axis(best, keep, axis=1)
-                scores = np.take_along_axis(scores, keep, axis=1)
-        result[low : low + len(part)] = best
-    return result
+def _same_dtype(x: Matrix, y: Matrix) -> tuple[Matrix, Matrix]:
+    """Both as float32 where only one is: float16 loses nothing by it."""
+    if x.dtype == y.dtype:
+        return x, y
+    return x.astype(np.float32, copy=False), y.astype(np.float32, copy=False)

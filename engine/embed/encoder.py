@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from obverse.engine.embed.folder import find_model, read_folder
+from obverse.engine.embed.folder import ModelFolder, find_model, read_folder
+from obverse.engine.embed.protocol import model_mark
 from obverse.engine.embed.settings import EmbedSettings
 from obverse.engine.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "ordered_batches", "padded", "pool", "token_limit"]
 
 # Texts tokenised and sorted by length together: bounds memory, and with it where batches may be cut.
 _WINDOW = 16_384
@@ -39,9 +40,9 @@ class Encoder:
         self.pooling = self.folder.pooling if settings.pooling == "auto" else settings.pooling
         self.device = _device(settings.device)
         self.dtype: torch.dtype = _dtype(settings.dtype, self.device)
-        self._tokenizer, self._model = self._load()
-        self.dim = int(self._model.config.hidden_size)
-        self.max_length = min(settings.max_length, *self._limits())
+        self.tokenizer, self.model = self._load()
+        self.dim = int(self.model.config.hidden_size)
+        self.max_length = token_limit(settings, self.folder, self.model.config, self.tokenizer)
 
     def _load(self) -> tuple[Any, Any]:
         from transformers import AutoModel, AutoTokenizer
@@ -66,11 +67,16 @@ class Encoder:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer, model.eval().to(self.device)
 
-    def _limits(self) -> list[int]:
-        config = self._model.config
-        limits = [self.folder.max_length, getattr(config, "max_position_embeddings", None)]
-        limits.append(getattr(self._tokenizer, "model_max_length", None))
-        return [int(limit) for limit in limits if limit] or [self.settings.max_length]
+    def describe(self) -> dict[str, Any]:
+        """What the vectors depend on, but for rounding."""
+        return {
+            "model": model_mark(self.settings.model, getattr(self.model.config, "_commit_hash", None)),
+            "backend": "torch",
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "pooling": self.pooling,
+            "max_length": self.max_length,
+            "prefix": self.settings.prefix,
+        }
 
     def encode(
         self, texts: Sequence[str], *, on_progress: Callable[[int], None] | None = None
@@ -108,42 +114,61 @@ class Encoder:
             torch.set_num_threads(count)  # new threads start with what was set last, in whatever thread
 
     def _batches(self, texts: Sequence[str]) -> tuple[list[npt.NDArray[np.intp]], list[list[int]]]:
-        """Rows of each batch, texts of like length together, and the token ids of every text."""
-        ids: list[list[int]] = []
-        if texts:
-            ids = self._tokenizer(
-                [self.settings.prefix + text for text in texts],
-                truncation=True,
-                max_length=self.max_length,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-            )["input_ids"]
-        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-        order = np.argsort(-lengths, kind="stable")  # longest first: memory peaks at once, not at the end
-        size = self.settings.batch_size
-        return [order[start : start + size] for start in range(0, len(order), size)], ids
+        prefixed = [self.settings.prefix + text for text in texts]
+        return ordered_batches(prefixed, self.tokenizer, self.max_length, self.settings.batch_size)
 
     def _forward(self, ids: list[list[int]]) -> npt.NDArray[np.float32]:
         import torch
 
-        longest = max(map(len, ids))
-        tokens = np.full((len(ids), longest), self._tokenizer.pad_token_id or 0, np.int64)
-        mask = np.zeros((len(ids), longest), np.int64)
-        for row, own in enumerate(ids):
-            tokens[row, : len(own)] = own
-            mask[row, : len(own)] = 1
+        tokens, mask = padded(ids, self.tokenizer.pad_token_id or 0)
         with torch.inference_mode():
             attention = torch.from_numpy(mask).to(self.device)
-            hidden = self._model(
+            hidden = self.model(
                 input_ids=torch.from_numpy(tokens).to(self.device), attention_mask=attention
             ).last_hidden_state
-            pooled = _pool(hidden.float(), attention, self.pooling)
+            pooled = pool(hidden.float(), attention, self.pooling)
             unit = torch.nn.functional.normalize(pooled, dim=-1)
         vectors: npt.NDArray[np.float32] = unit.cpu().numpy()
         return vectors
 
 
-def _pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+def token_limit(settings: EmbedSettings, folder: ModelFolder, config: Any, tokenizer: Any) -> int:
+    """Most tokens of a text: the least of what the settings, the model's files and its tokenizer say."""
+    limits = [settings.max_length, folder.max_length, getattr(config, "max_position_embeddings", None)]
+    limits.append(getattr(tokenizer, "model_max_length", None))
+    return min(int(limit) for limit in limits if limit)
+
+
+def ordered_batches(
+    texts: Sequence[str], tokenizer: Any, max_length: int, batch_size: int
+) -> tuple[list[npt.NDArray[np.intp]], list[list[int]]]:
+    """Rows of each batch, texts of like length together, and the token ids of every text."""
+    ids: list[list[int]] = []
+    if texts:
+        ids = tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+    order = np.argsort(-lengths, kind="stable")  # longest first: memory peaks at once, not at the end
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)], ids
+
+
+def padded(ids: list[list[int]], pad: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Token ids ``[B, T]``, filled up on the right with ``pad``, and the mask of real ones."""
+    longest = max(map(len, ids))
+    tokens = np.full((len(ids), longest), pad, np.int64)
+    mask = np.zeros((len(ids), longest), np.int64)
+    for row, own in enumerate(ids):
+        tokens[row, : len(own)] = own
+        mask[row, : len(own)] = 1
+    return tokens, mask
+
+
+def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """Token vectors ``[B, T, D]`` under ``mask [B, T]`` (1 on the left) to ``[B, D]``."""
     if pooling == "cls":
         return hidden[:, 0]
@@ -169,6 +194,8 @@ def _device(wanted: str) -> torch.device:
 def _dtype(wanted: str, device: torch.device) -> torch.dtype:
     import torch
 
+    if wanted == "int8":
+        raise InputError("'float32' or 'bfloat16' (int8 is of the backend 'native')", field="dtype", seen=wanted)
     if wanted != "auto":
         return torch.float32 if wanted == "float32" else torch.bfloat16
     if device.type == "cuda":

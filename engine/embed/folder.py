@@ -9,7 +9,7 @@ from typing import Any
 
 from obverse.engine.errors import InputError, MissingPackageError
 
-__all__ = ["ModelFolder", "find_model", "read_folder"]
+__all__ = ["ModelFolder", "find_model", "read_folder", "read_json_file"]
 
 _MODES = {
     "cls_token": "cls",
@@ -56,7 +56,7 @@ def read_folder(source: str) -> ModelFolder:
 
     Raises `InputError` for a model with parts that would be left out (a dense layer after pooling, say).
     """
-    modules = _read_json(source, "modules.json")
+    modules = read_json_file(source, "modules.json")
     if modules is None:
         return ModelFolder(source, "", "mean", None)
     subfolder, pooling = "", "mean"
@@ -71,13 +71,13 @@ def read_folder(source: str) -> ModelFolder:
                 "a model of Transformer, Pooling and Normalize only", file=f"{source}/modules.json", seen=kind
             )
     prefix = f"{subfolder}/" if subfolder else ""
-    limits = _read_json(source, f"{prefix}sentence_bert_config.json") or {}
+    limits = read_json_file(source, f"{prefix}sentence_bert_config.json") or {}
     return ModelFolder(source, subfolder, pooling, limits.get("max_seq_length"))
 
 
 def _pooling(source: str, path: str) -> str:
     name = f"{path}/config.json"
-    config = _read_json(source, name) or {}
+    config = read_json_file(source, name) or {}
     named = config.get("pooling_mode")
     modes = [named] if isinstance(named, str) else list(named or [])
     modes += [key.removeprefix("pooling_mode_") for key in config if key.startswith("pooling_mode_") and config[key]]
@@ -87,7 +87,7 @@ def _pooling(source: str, path: str) -> str:
     return str(known.pop())
 
 
-def _read_json(source: str, name: str) -> Any:
+def read_json_file(source: str, name: str) -> Any:
     """A JSON file of the model, from its folder or the Hugging Face hub; None where it has none."""
     path: str | Path | None = Path(source) / name
     if not Path(source).is_dir():

@@ -84,10 +84,17 @@ def _read_folder(folder: Path) -> pa.Table:
     parts = sorted(folder.glob("*.parquet"))
     if parts:
         return pa.concat_tables([pq.read_table(part) for part in parts], promote_options="default")
-    arrows = sorted(folder.glob("*.arrow"))  # what `datasets.Dataset.save_to_disk` writes
+    arrows = sorted(folder.glob("*.arrow"))  # what `datasets.Dataset.save_to_disk` writes, or `obverse embed`
     if arrows:
-        return pa.concat_tables([pa.ipc.open_stream(pa.memory_map(str(part))).read_all() for part in arrows])
+        return pa.concat_tables([_read_arrow(part) for part in arrows])
     raise InputError("Parquet or Arrow files in this folder", file=folder)
+
+
+def _read_arrow(path: Path) -> pa.Table:
+    mapped = pa.memory_map(str(path))
+    is_file = mapped.read(6) == b"ARROW1"
+    mapped.seek(0)
+    return (pa.ipc.open_file(mapped) if is_file else pa.ipc.open_stream(mapped)).read_all()
 
 
 def _open_text(path: Path) -> IO[str]:

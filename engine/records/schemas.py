@@ -68,7 +68,12 @@ SCORES = pa.schema(
         ("neighbour_ids", pa.list_(pa.int64())),
         ("neighbour_similarities", pa.list_(pa.float32())),
         ("mean_knn_distance", pa.float32()),  # mean of 1 - cosine over the k neighbours
+        ("local_density", pa.float32()),  # ln of the density over the neighbours' mean density (-ln LOF)
+        ("novelty", pa.float32()),  # 1 - largest cosine to a real row; null without real rows
+        ("label_mean_knn_distance", pa.float32()),  # over the k neighbours of the same label; null without labels
         ("cluster", pa.int32()),
+        ("duplicate_group", pa.int64()),  # id of the group's first row, its own if alone; null if not asked for
+        ("duplicate_kept", pa.bool_()),  # false where a kept row is within the threshold; null if not asked for
     ]
 )
 

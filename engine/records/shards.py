@@ -64,7 +64,10 @@ def read_json(path: Path) -> Any:
 
 def write_parquet(path: Path, table: pa.Table) -> None:
     """Write one Parquet file atomically, with settings that give the same bytes for the same table."""
-    atomic_write(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+    # A dictionary of the numbers in vectors takes ten times as long to build as writing them, and saves nothing.
+    plain = any(pa.types.is_fixed_size_list(field.type) for field in table.schema)
+    options = {"compression": "zstd", "use_dictionary": not plain}
+    atomic_write(path, lambda temporary: pq.write_table(table, temporary, **options))
 
 
 class Shards:

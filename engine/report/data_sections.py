@@ -6,21 +6,21 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from obverse.engine.report.blocks import Block, Facts, Figure, Notes, Section, Table, figure
+from obverse.engine.report.blocks import Block, Facts, Figure, Notes, Section, figure
 from obverse.engine.report.charts import Bar, Line, bars, columns, dumbbells, histogram, lines
+from obverse.engine.report.diversity import diversity_section
 from obverse.engine.report.values import (
     count,
     decimal,
     described,
     get,
     gini,
-    increasing,
+    histogram_parts,
     items,
     listing,
     mapping,
     number,
     percent,
-    plain,
     rows_of_numbers,
     text,
 )
@@ -29,17 +29,6 @@ __all__ = ["DATA_SECTIONS"]
 
 # More relations than this don't fit one row each; ranked curves show them instead.
 _MAX_ROWS = 30
-
-_METRICS = {
-    "vendi": ("Vendi score", "effective number of different texts"),
-    "vendi_score": ("Vendi score", "effective number of different texts"),
-    "mean_pairwise_cosine": ("Mean pairwise cosine", "0 unrelated, 1 all alike"),
-    "distinct_1": ("Distinct-1", "share of words that are different words"),
-    "distinct_2": ("Distinct-2", "share of word pairs that are different pairs"),
-    "distinct_3": ("Distinct-3", "share of word triples that are different triples"),
-    "self_bleu": ("Self-BLEU", "0 no text repeats another, 1 all do"),
-    "mean_knn_distance": ("Mean neighbour distance", "1 − cosine to the nearest texts"),
-}
 
 _REASONS = {
     "mention_recall": "entities not named",
@@ -219,60 +208,6 @@ def _funnel(rows: float, kept: float, dropped: Sequence[tuple[str, float]]) -> F
     )
 
 
-def _histogram_parts(value: object) -> tuple[list[float], list[float]] | None:
-    """Edges and counts that fit each other, or None."""
-    edges = [v for v in map(number, listing(get(value, "edges"))) if v is not None]
-    counts = [v for v in map(number, listing(get(value, "counts"))) if v is not None and v >= 0]
-    if not counts or len(edges) != len(counts) + 1 or not increasing(edges) or sum(counts) <= 0:
-        return None
-    return edges, counts
-
-
-def diversity_section(metrics: object) -> Section | None:
-    """How different the texts are from each other."""
-    score = mapping(get(metrics, "score"))
-    blocks: list[Block] = []
-    found = _histogram_parts(score.get("mean_knn_distance"))
-    if found:
-        edges, counts = found
-        median = _quantile(edges, counts, 0.5)
-        near = sum(c for c, right in zip(counts, edges[1:], strict=True) if right <= 0.1) / sum(counts)
-        close = f"; {percent(near)} have near twins (below 0.1)" if near > 0 else ""
-        blocks.append(
-            figure(
-                "How far is each text from its neighbours?",
-                f"Half the texts are farther than {median:.2f} from theirs{close}.",
-                lambda width: histogram(
-                    edges,
-                    counts,
-                    width,
-                    x_title="mean distance to the nearest texts (1 − cosine)",
-                    y_title="texts",
-                    mark=(median, f"median {median:.2f}"),
-                ),
-            )
-        )
-    rows = []
-    for name, value in items(score.get("metrics")):
-        title, meaning = _METRICS.get(name, (name.replace("_", " "), ""))
-        rows.append((title, plain(value) if abs(value) >= 1e3 else decimal(value), meaning))
-    if rows:
-        index = mapping(score.get("index"))
-        note = "; ".join(f"{name.replace('_', ' ')} {described(value)}" for name, value in index.items())
-        note = f"Index: {note}." if note else ""
-        blocks.append(Table("How diverse is the whole set?", ("Measure", "Value", "Reads"), rows, note, align="lrl"))
-    return Section("diversity", "Diversity", blocks) if blocks else None
-
-
-def _quantile(edges: Sequence[float], counts: Sequence[float], share: float) -> float:
-    want = share * sum(counts)
-    for left, right, value in zip(edges[:-1], edges[1:], counts, strict=True):
-        if value > 0 and want <= value:
-            return left + (right - left) * want / value
-        want -= value
-    return edges[-1]
-
-
 def weights_section(metrics: object) -> Section | None:
     """Which rows count for how much."""
     weigh = mapping(get(metrics, "weigh"))
@@ -281,7 +216,7 @@ def weights_section(metrics: object) -> Section | None:
     if warnings:
         blocks.append(Notes(warnings, warning=True))
     share, ess = number(weigh.get("ess_share")), number(weigh.get("ess"))
-    found = _histogram_parts(weigh.get("histogram"))
+    found = histogram_parts(weigh.get("histogram"))
     if found:
         blocks.append(_weights(*found, share))
     facts = _weight_facts(weigh, ess, share)

@@ -15,6 +15,7 @@ __all__ = [
     "duration",
     "get",
     "gini",
+    "histogram_parts",
     "increasing",
     "items",
     "listing",
@@ -23,6 +24,7 @@ __all__ = [
     "percent",
     "plain",
     "points",
+    "quantile",
     "rows_of_numbers",
     "score",
     "text",
@@ -179,3 +181,22 @@ def gini(values: Iterable[float]) -> float | None:
 def increasing(edges: Sequence[float]) -> bool:
     """Whether ``edges`` grow strictly."""
     return all(b > a for a, b in pairwise(edges))
+
+
+def histogram_parts(value: object) -> tuple[list[float], list[float]] | None:
+    """Edges and counts that fit each other, or None."""
+    edges = [v for v in map(number, listing(get(value, "edges"))) if v is not None]
+    counts = [v for v in map(number, listing(get(value, "counts"))) if v is not None and v >= 0]
+    if not counts or len(edges) != len(counts) + 1 or not increasing(edges) or sum(counts) <= 0:
+        return None
+    return edges, counts
+
+
+def quantile(edges: Sequence[float], counts: Sequence[float], share: float) -> float:
+    """The quantile ``share`` of a histogram, even within each bin."""
+    want = share * sum(counts)
+    for left, right, value in zip(edges[:-1], edges[1:], counts, strict=True):
+        if value > 0 and want <= value:
+            return left + (right - left) * want / value
+        want -= value
+    return edges[-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import shutil
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,8 @@ __all__ = ["run_embed", "run_score", "run_train", "run_weigh"]
 
 def run_embed(context: Context) -> dict[str, Any]:
     """Embed every kept text, shard by shard."""
-    from obverse.engine.embed.encoder import Encoder
-    from obverse.engine.embed.vectors import embed_texts, read_vectors
+    from obverse.engine.embed.protocol import open_encoder
+    from obverse.engine.embed.vectors import embed_texts, open_cache, read_vectors
 
     recipe = context.recipe
     if recipe.given.embed is not None:
@@ -34,42 +34,68 @@ def run_embed(context: Context) -> dict[str, Any]:
     todo = [index for index in texts.done() if index not in set(shards.done())]
     facts: dict[str, Any] = {}
     if todo:
-        encoder = Encoder(recipe.embed)
-        facts = {"model": recipe.embed.model, "dim": encoder.dim}
-        with context.progress.task("embed", len(kept_ids), "texts", shards.num_rows()) as advance:
+        encoder = open_encoder(recipe.embed)
+        facts = {"model": recipe.embed.model, "dim": encoder.dim, "encoder": encoder.describe()}
+        task = context.progress.task("embed", len(kept_ids), "texts", shards.num_rows())
+        with open_cache(encoder) as cache, task as advance:
             for index in todo:
                 table = texts.read(index)
                 table = table.filter(pc.is_in(table["id"], value_set=kept_ids))
-                shards.write(index, embed_texts(table, encoder, on_progress=advance))
+                shards.write(index, embed_texts(table, encoder, cache=cache, on_progress=advance))
                 context.spent()
     return facts | {"rows": shards.num_rows()}
 
 
 def run_score(context: Context) -> dict[str, Any]:
     """Score each text's diversity by its nearest neighbours, and the set's by its vectors."""
-    from obverse.engine.diversity.score import score_with_report
+    from obverse.engine.diversity.score import score_rows
     from obverse.engine.diversity.set_metrics import set_metrics
+    from obverse.engine.diversity.vectors import open_vectors
 
-    recipe, shards = context.recipe, context.shards("score", SCORES)
-    vectors = context.shards("embed").table()
-    given = recipe.given.score
-    with context.progress.task("score", vectors.num_rows, "rows") as advance:
-        if given is not None:
-            table, index_facts = read_table(given), {"index": "given", "reason": str(given)}
-            advance(table.num_rows)
-        else:
-            table, report = score_with_report(vectors, recipe.score, seed=context.seed("score"), on_progress=advance)
-            index_facts = dataclasses.asdict(report)
-    shards.write(0, table)
-    distance = table["mean_knn_distance"].to_numpy()
-    counts, edges = np.histogram(distance[np.isfinite(distance)], bins=30)
-    metrics = set_metrics(vectors, context.kept(["text"]), scores=table)
-    return {
-        "rows": table.num_rows,
-        "metrics": metrics,
-        "index": index_facts,
-        "mean_knn_distance": {"edges": edges.tolist(), "counts": counts.tolist()},
-    }
+    recipe, shards, given = context.recipe, context.shards("score", SCORES), context.recipe.given.score
+    index: dict[str, Any] = {"engine": "given", "reason": str(given)}
+    rows = open_vectors(context.folder / "embed", scratch=context.home)
+    if given is not None:
+        shards.write(0, read_table(given))
+    else:
+        join = context.home / "join"
+        scores, report = score_rows(
+            rows,
+            recipe.score,
+            seed=context.seed("score"),
+            real=_real_vectors(context, rows.matrix.dtype),
+            labels=context.kept(["label"]) if recipe.task == "classification" else None,
+            checkpoint=join,
+            scratch=context.home,
+            task=context.progress.task,
+            say=lambda line: context.progress.say(f"  {'score':<10} {line}"),
+        )
+        for number, table in enumerate(scores.batches(1 << 20)):
+            shards.write(number, table)
+        shutil.rmtree(join, ignore_errors=True)
+        index = report.as_json()
+    names = ("mean_knn_distance", "local_density", "novelty", "label_mean_knn_distance")
+    table = shards.table(list(names))
+    metrics = set_metrics(rows, context.kept(["text"]), scores=table)
+    found = {name: _histogram(table[name].to_numpy()) for name in names if table[name].null_count < table.num_rows}
+    return {"rows": table.num_rows, "metrics": metrics, "index": index, **found}
+
+
+def _real_vectors(context: Context, dtype: Any) -> np.ndarray | None:
+    """The checker rows' texts embedded as the synthetic ones are; None without such rows, or with given vectors."""
+    from obverse.engine.embed.protocol import open_encoder
+
+    real = context.rows("checker")
+    if context.recipe.given.embed is not None or not real.num_rows:
+        return None
+    with context.progress.task("real", real.num_rows, "texts") as advance:
+        encoder = open_encoder(context.recipe.embed)
+        return encoder.encode(real["text"].to_pylist(), on_progress=advance).astype(dtype)
+
+
+def _histogram(values: np.ndarray) -> dict[str, list[float]]:
+    counts, edges = np.histogram(values[np.isfinite(values)], bins=30)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
 def run_weigh(context: Context) -> dict[str, Any]:

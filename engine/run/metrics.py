@@ -58,7 +58,7 @@ def _weights(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _index(facts: dict[str, Any]) -> dict[str, Any]:
-    names = ("index", "reason", "recall", "p99_error", "search_seconds")
+    names = ("engine", "reason", "parameters", "recall", "score_error", "certificate", "duplicates", "seconds")
     return {name: facts[name] for name in names if facts.get(name) is not None}
 
 

@@ -42,7 +42,7 @@ def _generate(recipe: Recipe) -> dict[str, Any]:
 
 def _embed(recipe: Recipe) -> dict[str, Any]:
     return {
-        **_section("embed")(recipe),
+        **recipe.embed.model_dump(mode="json", exclude={"cache"}),
         "files": None if recipe.given.embed else folder_mark(find_model(recipe.embed.model)),
     }
 
@@ -68,13 +68,13 @@ DATA = Stage("data", 1, (), _data, run_data)
 SAMPLE = Stage("sample", 1, ("graph", "data"), _sample, run_sample, "sets")
 GENERATE = Stage("generate", 1, ("sample",), _generate, run_generate)
 CHECK = Stage("check", 1, ("data", "graph", "sample", "generate"), _section("check"), run_check)
-EMBED = Stage("embed", 1, ("generate", "check"), _embed, run_embed, "texts")
-SCORE = Stage("score", 1, ("embed",), _section("score"), run_score)
+EMBED = Stage("embed", 2, ("generate", "check"), _embed, run_embed, "texts")
+SCORE = Stage("score", 2, ("data", "embed"), _section("score"), run_score)
 WEIGH = Stage("weigh", 2, ("data", "sample", "generate", "check"), _weigh, run_weigh)
 TRAIN = Stage("train", 2, ("data", "sample", "generate", "check", "weigh"), _train, run_train)
 DECODE = Stage("decode", 1, ("data", "graph", "train"), _section("decode"), run_decode)
 EVALUATE = Stage("evaluate", 2, ("decode",), _section("evaluate"), run_evaluate, "predictions")
-REPORT = Stage("report", 2, ("score", "evaluate"), _section("report"), run_report, "figures")
+REPORT = Stage("report", 3, ("score", "evaluate"), _section("report"), run_report, "figures")
 
 
 def stages_for(recipe: Recipe) -> list[Stage]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from obverse.engine.embed import EmbedSettings, Encoder, embed_texts, read_vectors
-from obverse.engine.embed.encoder import _pool
+from obverse.engine.embed.encoder import pool
 from obverse.engine.embed.folder import read_folder
 from obverse.engine.errors import InputError, MissingPackageError
 from obverse.engine.records.schemas import vectors
@@ -123,10 +123,10 @@ def test_prefix(minilm: Encoder) -> None:
 def test_pooling_by_hand() -> None:
     hidden = torch.tensor([[[1.0, -2.0], [3.0, -4.0], [9.0, 9.0]], [[5.0, 6.0], [7.0, 8.0], [0.0, 1.0]]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    assert _pool(hidden, mask, "mean").tolist() == [[2.0, -3.0], [4.0, 5.0]]
-    assert _pool(hidden, mask, "cls").tolist() == [[1.0, -2.0], [5.0, 6.0]]
-    assert _pool(hidden, mask, "max").tolist() == [[3.0, -2.0], [7.0, 8.0]]
-    assert _pool(hidden, mask, "last").tolist() == [[3.0, -4.0], [0.0, 1.0]]
+    assert pool(hidden, mask, "mean").tolist() == [[2.0, -3.0], [4.0, 5.0]]
+    assert pool(hidden, mask, "cls").tolist() == [[1.0, -2.0], [5.0, 6.0]]
+    assert pool(hidden, mask, "max").tolist() == [[3.0, -2.0], [7.0, 8.0]]
+    assert pool(hidden, mask, "last").tolist() == [[3.0, -4.0], [0.0, 1.0]]
 
 
 def write_folder(folder: Path, modules: list[str], pooling: dict[str, Any], limits: dict[str, Any]) -> str:

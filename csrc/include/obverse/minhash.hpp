@@ -20,8 +20,12 @@
 #include <vector>
 
 #include "obverse/span.hpp"
+#include "obverse/weighted_ce.hpp"
 
 namespace obverse {
+
+using TakeMinima = void (*)(const uint64_t* a, const uint64_t* b, const uint32_t* xs, size_t num_xs,
+                            uint64_t* minima, size_t num_perm);
 
 /// Throws ValueError unless bands divides num_perm and both are in [1, 4096].
 void check_bands(int64_t num_perm, int64_t bands);
@@ -29,21 +33,24 @@ void check_bands(int64_t num_perm, int64_t bands);
 /// Makes signatures; immutable and thread-safe.
 class MinHasher {
  public:
-  /// ngram in characters, [1, 64]. Throws ValueError on a parameter out of range.
-  MinHasher(int64_t num_perm, int64_t bands, int64_t ngram, uint64_t seed);
+  /// ngram in characters, [1, 64]; isa may only lower what runs here, and changes no result. Throws ValueError on a
+  /// parameter out of range.
+  MinHasher(int64_t num_perm, int64_t bands, int64_t ngram, uint64_t seed, Isa isa = best_isa());
 
   /// Writes the signature of UTF-8 `text` to out[num_perm].
   void signature(std::string_view text, span<uint32_t> out) const;
+  /// As signature, from the hashes of shingles that were made with this hasher's ngram and mixed_seed.
+  void signature_of(span<const uint32_t> hashes, span<uint32_t> out) const;
 
   size_t num_perm() const { return multipliers_.size(); }
   size_t bands() const { return bands_; }
   size_t ngram() const { return ngram_; }
+  uint64_t mixed_seed() const { return seed_; }
 
  private:
-  void shingle_hashes(std::string_view text, std::vector<uint32_t>* out) const;
-
   size_t bands_, ngram_;
   uint64_t seed_;
+  TakeMinima kernel_;
   std::vector<uint64_t> multipliers_, increments_;  // [num_perm]: h(x) = (a x + b mod 2^64) >> 32
 };
 

@@ -1,0 +1,2 @@
+#define OBVERSE_TAKE_MINIMA take_minima_avx2
+#include "minhash_kernels.inc"
