@@ -66,7 +66,8 @@ py::array_t<float> encode(const Int8Encoder& encoder, const py::object& ids, con
 
 void bind_int8_encoder(py::module_& m) {
   m.def("int8_encoder_available", &int8_encoder_available);
-  py::class_<Int8Encoder>(m, "Int8Encoder")
+  py::class_<Int8Encoder>(m, "Int8Encoder",
+                          "A BERT-like encoder in 8-bit integers. See csrc/include/obverse/int8_encoder.hpp.")
       .def(py::init(&make), py::kw_only(), py::arg("hidden"), py::arg("heads"), py::arg("epsilon"),
            py::arg("word"), py::arg("position"), py::arg("gamma"), py::arg("beta"), py::arg("layers"))
       .def_property_readonly("hidden", &Int8Encoder::hidden)
