@@ -118,8 +118,10 @@ def join_rows(
                 rows[name] = [
                     Row(BENCH, op, name, shape, f"recall@{K}", recall, "share"),
                     Row(BENCH, op, name, shape, "p99 error of the mean cosine", error, "cosine"),
-                    Row(BENCH, op, name, shape, "peak beyond the vectors", result["peak_bytes"] / 2**20, "MiB"),
                 ]
+                if result["peak_bytes"] is not None:
+                    peak = result["peak_bytes"] / 2**20
+                    rows[name].append(Row(BENCH, op, name, shape, "peak beyond the vectors", peak, "MiB"))
     yield from timing_rows(
         BENCH, op, shape, {n: _summary(v) for n, v in first.items()}, unit="s", metric="time, first call"
     )

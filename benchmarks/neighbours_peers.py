@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from benchmarks.harness import peak_extra_memory
 
 __all__ = ["APPROXIMATE", "EXACT", "PROVIDERS", "modules_of"]
 
@@ -186,18 +187,17 @@ def main() -> int:
     run = PROVIDERS[options.kind][options.name]
     stored = np.load(options.vectors, mmap_mode="r")
     stored[:].sum(dtype=np.float64)  # every page of the file read before the clock starts
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
-    found: Found | None = None
-    for _ in range(options.calls):
-        found = None
+    seconds: list[float] = []
+    found: list[Found] = []
+
+    def call() -> None:
         start = time.perf_counter()
-        found = run(stored, options.k)
+        found[:] = [run(stored, options.k)]
         seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert found is not None
-    np.save(options.out, found)
-    print(json.dumps({"seconds": seconds, "peak_bytes": (peak - before) * 1024}))
+
+    peaks = [peak_extra_memory(call) for _ in range(options.calls)]
+    np.save(options.out, found[0])
+    print(json.dumps({"seconds": seconds, "peak_bytes": peaks[0]}))
     return 0
 
 
