@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.harness import OURS, Row, peak_extra_memory
-from benchmarks.neighbours_data import CACHE, grown, real_texts
+from benchmarks.neighbours_data import grown, real_texts
 
 __all__ = ["metric_rows", "planted", "threshold_rows"]
 
@@ -23,7 +23,7 @@ _SHARE, _THRESHOLD = 0.05, 0.9
 def planted(rows: int) -> tuple[Path, str]:
     """Grown vectors of which a twentieth are replaced by another row plus noise: cosines of 0.90 to 0.999 with it."""
     source, shape = grown(rows)
-    path = CACHE / f"planted-{shape.split(',')[0]}-{rows}.npy"
+    path = source.with_name(source.name.replace("grown", "planted"))
     if not path.exists():
         x = np.load(source)
         rng = np.random.default_rng(5)
