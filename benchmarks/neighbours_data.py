@@ -1,12 +1,12 @@
 """Vectors for the benchmarks of neighbours: embeddings of real texts, grown to any size by a documented mixing.
 
-The seed is the MiniLM embeddings of up to 65,536 distinct real texts of the shared data folder (tweets, reviews, model-
-written sentences, verbalised triples); where that is absent, clustered vectors of low rank. A grown row is
-``normalise(normalise(u x_a + (1 - u) x_b) + v g)``: x_a an even draw from the seed, x_b one of its 10 nearest, u even in
-[0.5, 1], g Gaussian noise with the seed's own covariance and an expected norm of 1, so that it points where texts point,
-and v even in [0.2, 1]. So the cosines of the 10th nearest stay near the seed's: at 500,000 rows their percentiles 5, 50
-and 95 are 0.52, 0.71 and 0.89, against 0.45, 0.68 and 0.93 of the seed. (With v 0.2 throughout they are 0.62, 0.88 and
-0.95, a far easier set.) The first rows are the seed itself. Everything is cached beside this file.
+The seed is the MiniLM embeddings of up to 65,536 distinct real texts of the shared data folder (tweets, reviews,
+model-written sentences, verbalised triples); where that is absent, clustered vectors of low rank. A grown row is
+``normalise(normalise(u x_a + (1 - u) x_b) + v g)``: x_a an even draw from the seed, x_b one of its 10 nearest, u even
+in [0.5, 1], g Gaussian noise with the seed's own covariance and an expected norm of 1, so that it points where texts
+point, and v even in [0.2, 1]. So the cosines of the 10th nearest stay near the seed's: at 500,000 rows their
+percentiles 5, 50 and 95 are 0.52, 0.71 and 0.89, against 0.45, 0.68 and 0.93 of the seed. (With v 0.2 throughout they
+are 0.62, 0.88 and 0.95, a far easier set.) The first rows are the seed itself. Everything is cached beside this file.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def pairs_above(
 
     ``pairs_above(x, threshold)``: of rows i < j of ``x [N, d]``; ``pairs_above(x, y, threshold)``: of rows i of ``x``
     and j of ``y [M, d]``. Bit-equal rows are compared once, and every pair of them is listed. Memory beside the rows:
-    N P bytes for their int8 form (P = d rounded up to a multiple of 64) and at most 50 bytes a pair.
+    N P bytes for their int8 form (P = d rounded up to a multiple of 64) and at most 80 bytes a pair.
 
     Raises `InputError` for rows that `checked_rows` refuses, a threshold outside [-1, 1], and where there are more
     than ``max_pairs``: it names the row that is in most of those found.
@@ -104,7 +104,7 @@ def _sizes(side: Side) -> Counts:
 def _check_total(work: Any, sides: list[Side], limit: np.float32, max_pairs: int) -> None:
     row, count = work.fullest()
     total = work.total
-    if total <= max_pairs:
+    if total <= max_pairs and any(len(side.distinct) < len(side.first) for side in sides):
         i, j, _ = work.pairs()
         sizes, others = _sizes(sides[0]), _sizes(sides[-1])
         # Above 1e8 pairs of groups nothing more is needed; below, sums of products fit easily.
@@ -125,18 +125,24 @@ def _check_total(work: Any, sides: list[Side], limit: np.float32, max_pairs: int
 
 def _listed(found: tuple[Any, Any, Any], sides: list[Side], with_equal: bool) -> Pairs:
     """Pairs between distinct rows, with those of rows equal to them, sorted."""
-    i, j, similarities = found[0].astype(np.int64), found[1].astype(np.int64), found[2]
+    i, j, similarities = found
     own = len(sides) == 1
     if any(len(side.distinct) < len(side.first) for side in sides):
-        i, j, similarities = _expanded(i, j, similarities, sides)
+        i, j, similarities = _expanded(i.astype(np.int64), j.astype(np.int64), similarities, sides)
         if own and with_equal:
             equal = _equal_pairs(sides[0].first)
             i, j = np.concatenate([i, equal[0]]), np.concatenate([j, equal[1]])
             similarities = np.concatenate([similarities, np.ones(len(equal[0]), np.float32)])
-    if own:
-        i, j = np.minimum(i, j), np.maximum(i, j)
-    order = np.argsort(i * len(sides[-1].first) + j)
-    return Pairs(i[order], j[order], similarities[order])
+    # One number a pair, so that no more than it and its order are held beside the result.
+    width = len(sides[-1].first)
+    place = (np.minimum(i, j) if own else i).astype(np.int64)
+    place *= width
+    place += np.maximum(i, j) if own else j
+    del i, j
+    order = np.argsort(place)
+    similarities, place = similarities[order], place[order]
+    del order
+    return Pairs(place // width, place % width, similarities)
 
 
 def _members(first: Counts) -> tuple[Counts, Counts]:
