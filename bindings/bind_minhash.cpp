@@ -1,31 +1,17 @@
 #include <string_view>
+#include <vector>
 
 #include "array_view.hpp"
 #include "bind.hpp"
 #include "obverse/minhash.hpp"
+#include "text_views.hpp"
 
 namespace obverse::python {
 namespace {
 
-/// UTF-8 views of a list of str; they live as long as the strings do.
-std::vector<std::string_view> utf8_views(const py::list& texts) {
-  std::vector<std::string_view> views;
-  views.reserve(texts.size());
-  for (const py::handle text : texts) {
-    require(PyUnicode_Check(text.ptr()), "texts[", views.size(), "] must be a str, got ",
-            py::str(py::type::of(text).attr("__name__")).cast<std::string>());
-    Py_ssize_t size = 0;
-    const char* const data = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
-    if (data == nullptr) throw py::error_already_set();
-    views.emplace_back(data, static_cast<size_t>(size));
-  }
-  return views;
-}
-
 py::array_t<uint32_t> signatures(const MinHasher& hasher, const py::list& texts) {
-  // The tuple keeps every string alive while the lock is off, whatever happens to the list.
-  const auto kept = py::reinterpret_steal<py::tuple>(PyList_AsTuple(texts.ptr()));
-  const std::vector<std::string_view> views = utf8_views(texts);
+  const TextViews held(texts);
+  const std::vector<std::string_view>& views = held.views();
   const size_t num_perm = hasher.num_perm();
   py::array_t<uint32_t> out({views.size(), num_perm});
   uint32_t* const data = out.mutable_data();
