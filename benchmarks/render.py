@@ -89,7 +89,7 @@ Rows = list[dict[str, str]]
 
 
 def _newest(folder: Path) -> Rows:
-    """The last row of every measurement; of a benchmark, none from hours before its last."""
+    """The last row of every measurement; of a benchmark, none from 2.5 hours and more before its last."""
     newest: dict[tuple[str, ...], dict[str, str]] = {}
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="", encoding="utf-8") as handle:
@@ -99,7 +99,7 @@ def _newest(folder: Path) -> Rows:
     for row in newest.values():
         when = datetime.fromisoformat(row["date"])
         last[row["bench"]] = max(last.get(row["bench"], when), when)
-    return [r for r in newest.values() if last[r["bench"]] - datetime.fromisoformat(r["date"]) < timedelta(hours=1)]
+    return [r for r in newest.values() if last[r["bench"]] - datetime.fromisoformat(r["date"]) < timedelta(hours=2.5)]
 
 
 def _table(rows: Rows) -> list[str]:
