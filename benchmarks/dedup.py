@@ -223,7 +223,7 @@ def selection_rows(quick: bool) -> Iterator[Row]:
         cases["submodlib"] = lambda: with_submodlib(matrix, n)
     timings = interleave(cases, repeats=3, warmup=0)
     shape = f"{n} of [{rows}], k=10"
-    yield from timing_rows("dedup", "facility location", shape, timings, unit="ms", references=(_PLAIN,))
+    yield from timing_rows("dedup", "facility location", shape, timings, unit="ms")
     many = make_lists(100_000 if quick else 1_000_000)
     for op, choose in (("facility location", facility_location), ("graph k-center", graph_k_center)):
         timings = interleave({OURS: lambda choose=choose: choose(*many, len(many[0]) // 10)}, repeats=1, warmup=0)
