@@ -9,7 +9,8 @@ namespace {
 
 /// The rows are kept alive for as long as the graph reads them.
 struct HeldDescent {
-  py::array q;
+  py::object q;
+  int64_t n;
   Descent graph;
 };
 
@@ -36,7 +37,7 @@ std::unique_ptr<HeldDescent> make(const py::object& q, int degree, int leaf, int
   const int64_t n = rows.shape(0);
   const auto width = static_cast<int32_t>(rows.shape(1));
   const py::gil_scoped_release release;
-  return std::unique_ptr<HeldDescent>(new HeldDescent{rows, {data, n, width, settings}});
+  return std::unique_ptr<HeldDescent>(new HeldDescent{rows, n, {data, n, width, settings}});
 }
 
 py::tuple step(HeldDescent& held) {
@@ -45,13 +46,13 @@ py::tuple step(HeldDescent& held) {
     const py::gil_scoped_release release;
     now = held.graph.step();
   }
+  if (held.graph.done()) held.q = py::none();
   return py::make_tuple(now.part, now.number, now.fraction, now.evaluated, now.updates);
 }
 
 py::array_t<int32_t> candidates(const HeldDescent& held, int m) {
   require(m >= 0, "m must be >= 0, got ", m);
-  const py::ssize_t n = held.q.shape(0);
-  py::array_t<int32_t> out({n, static_cast<py::ssize_t>(m)});
+  py::array_t<int32_t> out({static_cast<py::ssize_t>(held.n), static_cast<py::ssize_t>(m)});
   const span<int32_t> places(out.mutable_data(), static_cast<size_t>(out.size()));
   {
     const py::gil_scoped_release release;

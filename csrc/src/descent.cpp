@@ -1,7 +1,6 @@
 #include "obverse/descent.hpp"
 
 #include <cstring>
-#include <limits>
 #include <numeric>
 
 #include "descent_work.hpp"
@@ -27,7 +26,7 @@ uint64_t hash_row(const int8_t* row, int32_t width) {
 }
 
 DescentSettings checked(span<const int8_t> q, int64_t n, int32_t width, const DescentSettings& s) {
-  require(n >= 0 && n < std::numeric_limits<int32_t>::max(), "n must be in [0, 2^31 - 1), got ", n);
+  require(n >= 0 && n < kDescentMaxRows, "n must be in [0, 2^30), got ", n);
   require(width >= 64 && width <= 65536 && width % 64 == 0,
           "width must be a multiple of 64 in [64, 65536], got ", width);
   require(static_cast<int64_t>(q.size()) == n * width, "q must have n * width = ", n * width, " bytes, got ",
@@ -142,7 +141,7 @@ int64_t Descent::Work::count_fresh() const {
   parallel_for(settings_.threads, n_ * rows_.degree, 1 << 16, [&](int64_t first, int64_t last, int) {
     int64_t count = 0;
     for (int64_t e = first; e < last; ++e)
-      if (descent_dot(rows_.keys[e]) != INT32_MIN) count += rows_.keys[e] & 1;
+      if (descent_dot(rows_.keys[e]) != INT32_MIN) count += (rows_.keys[e] & kDescentFresh) != 0;
     sum += count;
   });
   return sum;
@@ -152,7 +151,7 @@ void Descent::Work::mark_all(bool fresh) {
   parallel_for(settings_.threads, n_ * rows_.degree, 1 << 16, [&](int64_t first, int64_t last, int) {
     for (int64_t e = first; e < last; ++e) {
       const int64_t key = rows_.keys[e];
-      if (descent_dot(key) != INT32_MIN) rows_.keys[e] = fresh ? key | 1 : key & ~int64_t{1};
+      if (descent_dot(key) != INT32_MIN) rows_.keys[e] = fresh ? key | kDescentFresh : key & ~kDescentFresh;
     }
   });
 }
@@ -203,8 +202,9 @@ DescentProgress Descent::Work::step_leaves() {
 }
 
 DescentProgress Descent::Work::step_round() {
-  const int64_t rows = distinct(), first = at_, last = std::min(rows, at_ + kRowsAStep);
-  if (first == 0) begin_round();
+  const int64_t rows = distinct(), first = at_;
+  if (first == 0 || first == stretch_last_) begin_stretch(first);
+  const int64_t last = std::min(stretch_last_, first + kRowsAStep);
   parallel_pieces(settings_.threads, last - first, 256,
                   [&](int64_t from, int64_t to, int thread) { join_rows(first + from, first + to, thread); });
   at_ = last;
@@ -242,6 +242,7 @@ void Descent::Work::end_round() {
   ++number_;
   if (number_ < settings_.rounds && !settled(settings_.delta)) return;
   forward_ = backward_ = {};
+  place_ = {};
   part_ = Part::kDone;
 }
 
@@ -271,7 +272,9 @@ void Descent::Work::candidates(int32_t m, span<int32_t> out) const {
   });
 }
 
-int64_t Descent::Work::nbytes() const { return n_ * (rows_.degree * 12 + settings_.reverse * 4 + 25); }
+int64_t Descent::Work::nbytes() const {
+  return n_ * (rows_.degree * 8 + 29) + stretch_rows() * (rows_.degree + settings_.reverse) * 4;
+}
 
 Descent::Descent(span<const int8_t> q, int64_t n, int32_t width, const DescentSettings& settings)
     : work_(std::make_unique<Work>(q, n, width, settings)) {}
@@ -280,5 +283,6 @@ DescentProgress Descent::step() { return work_->step(); }
 void Descent::candidates(int32_t m, span<int32_t> out) const { work_->candidates(m, out); }
 int64_t Descent::nbytes() const { return work_->nbytes(); }
 int64_t Descent::distinct() const { return work_->distinct(); }
+bool Descent::done() const { return work_->done(); }
 
 }  // namespace obverse

@@ -1,7 +1,7 @@
 // Joins of small blocks of int8 rows into bounded neighbour lists, once for every instruction set.
 //
-// A list entry is one 64-bit key: the rows' int8 dot product above, then the complement of the id, then a bit that
-// says "new". Keys are therefore ordered by (dot, -id), which no two ids share; what a list holds at the end is the
+// A list entry is one 64-bit key: the rows' int8 dot product above, then the complement of the id, then two bits that
+// say "new": not yet used as a neighbour of the list's row, not yet used the other way round. Keys are therefore ordered by (dot, -id), which no two ids share; what a list holds at the end is the
 // greatest keys ever offered to it, in whatever order they came. Everything here is integer, so every instruction
 // set and every number of threads gives the same lists.
 #pragma once
@@ -15,13 +15,16 @@ namespace obverse {
 /// Empty place number `e` of a list: less than every key, and unlike every other place's.
 __attribute__((always_inline)) constexpr int64_t descent_no_key(int e) { return INT64_MIN + e; }
 
+constexpr int64_t kDescentForward = 1, kDescentBackward = 2, kDescentFresh = 3;
+constexpr int64_t kDescentMaxRows = int64_t{1} << 30;
+
 // Always inlined: a shared copy of one of these could have been compiled for AVX-512.
 __attribute__((always_inline)) inline int64_t descent_key(int32_t dot, int32_t id, bool fresh) {
-  const auto low = static_cast<uint32_t>((0x7FFFFFFF - id)) << 1 | static_cast<uint32_t>(fresh);
+  const auto low = static_cast<uint32_t>(0x3FFFFFFF - id) << 2 | (fresh ? 3U : 0U);
   return static_cast<int64_t>(static_cast<uint64_t>(static_cast<uint32_t>(dot)) << 32 | low);
 }
 __attribute__((always_inline)) inline int32_t descent_id(int64_t key) {
-  return 0x7FFFFFFF - static_cast<int32_t>(static_cast<uint32_t>(key) >> 1);
+  return 0x3FFFFFFF - static_cast<int32_t>(static_cast<uint32_t>(key) >> 2);
 }
 __attribute__((always_inline)) inline int32_t descent_dot(int64_t key) {
   return static_cast<int32_t>(key >> 32);

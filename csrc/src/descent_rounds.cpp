@@ -4,6 +4,9 @@
 namespace obverse {
 namespace {
 
+constexpr int64_t kStretches = 8;
+constexpr int64_t kWholeRounds = int64_t{1} << 18;  // rows; below, memory is no concern
+
 /// Which rows a full list of reverse neighbours keeps: new ones first, then by a hash of both ids.
 uint32_t precedence(int32_t row, uint32_t entry) {
   const auto hash = static_cast<uint32_t>(mix64(static_cast<uint64_t>(row) << 32 | entry >> 1));
@@ -38,45 +41,64 @@ class Once {
   std::vector<int32_t> table_;
 };
 
-void Descent::Work::begin_round() {
-  const int64_t per_row = settings_.reverse;
-  if (number_ == 0) {
-    forward_ = Memory(n_ * rows_.degree * 4);
-    backward_ = Memory(n_ * per_row * 4);
-  }
-  auto* const backward = backward_.as<uint32_t>();
-  parallel_for(settings_.threads, n_ * per_row, 1 << 16, [&](int64_t first, int64_t last, int) {
-    std::fill(backward + first, backward + last, kNobody);
-  });
-  // Two sweeps: thresholds and lists must not change while they are read, and they don't, for nothing is compared.
-  parallel_pieces(settings_.threads, static_cast<int64_t>(order_.size()), 1024,
-                  [&](int64_t first, int64_t last, int) { snapshot(first, last); });
+int64_t Descent::Work::stretch_rows() const {
+  return distinct() < kWholeRounds ? distinct() : (distinct() + kStretches - 1) / kStretches;
 }
 
+void Descent::Work::begin_stretch(int64_t first) {
+  const int64_t most = stretch_rows(), per_row = settings_.reverse;
+  if (place_.empty()) {
+    place_.assign(static_cast<size_t>(n_), -1);
+    for (size_t i = 0; i < order_.size(); ++i)
+      place_[static_cast<size_t>(order_[i])] = static_cast<int32_t>(i);
+    forward_ = Memory(most * rows_.degree * 4);
+    backward_ = Memory(most * per_row * 4);
+  }
+  stretch_first_ = first;
+  stretch_last_ = std::min(distinct(), first + most);
+  auto* const backward = backward_.as<uint32_t>();
+  parallel_for(settings_.threads, most * per_row, 1 << 16,
+               [&](int64_t from, int64_t to, int) { std::fill(backward + from, backward + to, kNobody); });
+  // Two sweeps: thresholds and lists must not change while they are read, and they don't, for nothing is compared.
+  parallel_pieces(settings_.threads, static_cast<int64_t>(order_.size()), 1024,
+                  [&](int64_t from, int64_t to, int) { snapshot(from, to); });
+}
+
+// Of every row's list: the stretch's own, and the entries that name a row of the stretch.
 void Descent::Work::snapshot(int64_t first, int64_t last) {
-  auto* const forward = forward_.as<uint32_t>();
+  const int64_t from = stretch_first_, to = stretch_last_;
   for (int64_t i = first; i < last; ++i) {
     const int32_t row = order_[static_cast<size_t>(i)];
     int64_t* const keys = rows_.keys + static_cast<int64_t>(row) * rows_.degree;
-    uint32_t* out = forward + static_cast<int64_t>(row) * rows_.degree;
-    uint32_t* const end = out + rows_.degree;
+    const bool own = i >= from && i < to;
+    uint32_t* out = own ? forward_.as<uint32_t>() + (i - from) * rows_.degree : nullptr;
+    uint32_t* const end = own ? out + rows_.degree : nullptr;
     for (int e = 0; e < rows_.degree; ++e) {
       const int64_t key = keys[e];
       if (descent_dot(key) == INT32_MIN) continue;
-      keys[e] = key & ~int64_t{1};
       const int32_t id = descent_id(key);
-      const auto fresh = static_cast<uint32_t>(key & 1);
-      *out++ = static_cast<uint32_t>(id) << 1 | fresh;
-      // Every pair is offered to both lists, so the other has this row unless it has better ones only.
-      if (settings_.reverse > 0 && descent_dot(key) <= rows_.thresholds[id])
-        take_reverse(id, static_cast<uint32_t>(row) << 1 | fresh);
+      const int64_t place = place_[static_cast<size_t>(id)];
+      int64_t used = 0;
+      if (own) {
+        *out++ = static_cast<uint32_t>(id) << 1 | static_cast<uint32_t>(key & kDescentForward);
+        used |= kDescentForward;
+      }
+      if (place >= from && place < to) {
+        used |= kDescentBackward;
+        // Every pair is offered to both lists, so the other has this row unless it has better ones only.
+        if (settings_.reverse > 0 && descent_dot(key) <= rows_.thresholds[id])
+          take_reverse(
+              id, place - from,
+              static_cast<uint32_t>(row) << 1 | static_cast<uint32_t>((key & kDescentBackward) != 0));
+      }
+      keys[e] = key & ~used;
     }
     std::fill(out, end, kNobody);
   }
 }
 
-void Descent::Work::take_reverse(int32_t row, uint32_t entry) {
-  uint32_t* const list = backward_.as<uint32_t>() + static_cast<int64_t>(row) * settings_.reverse;
+void Descent::Work::take_reverse(int32_t row, int64_t slot, uint32_t entry) {
+  uint32_t* const list = backward_.as<uint32_t>() + slot * settings_.reverse;
   std::atomic_ref<uint8_t> lock(rows_.locks[row]);
   while (lock.exchange(1, std::memory_order_acquire) != 0) {
   }
@@ -94,9 +116,9 @@ void Descent::Work::take_reverse(int32_t row, uint32_t entry) {
   lock.store(0, std::memory_order_release);
 }
 
-DescentBlock Descent::Work::gather(int32_t row, Once* once, int32_t* ids) const {
-  const uint32_t* const forward = forward_.as<uint32_t>() + static_cast<int64_t>(row) * rows_.degree;
-  const uint32_t* const backward = backward_.as<uint32_t>() + static_cast<int64_t>(row) * settings_.reverse;
+DescentBlock Descent::Work::gather(int64_t slot, Once* once, int32_t* ids) const {
+  const uint32_t* const forward = forward_.as<uint32_t>() + slot * rows_.degree;
+  const uint32_t* const backward = backward_.as<uint32_t>() + slot * settings_.reverse;
   int32_t count = 0;
   once->clear();
   const auto take = [&](const uint32_t* list, int32_t most, uint32_t fresh) {
@@ -126,9 +148,7 @@ void Descent::Work::join_rows(int64_t first, int64_t last, int thread) {
   std::vector<int32_t> ids(static_cast<size_t>(2 * most));
   Once once(most);
   // The next block's rows are on their way while this one is joined.
-  const auto next = [&](int64_t i) {
-    return gather(order_[static_cast<size_t>(i)], &once, ids.data() + (i % 2) * most);
-  };
+  const auto next = [&](int64_t i) { return gather(i - stretch_first_, &once, ids.data() + (i % 2) * most); };
   DescentBlock ahead = next(first);
   for (int64_t i = first; i < last; ++i) {
     const DescentBlock block = ahead;

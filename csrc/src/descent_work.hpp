@@ -62,6 +62,7 @@ class Descent::Work {
   void candidates(int32_t m, span<int32_t> out) const;
   int64_t nbytes() const;
   int64_t distinct() const { return static_cast<int64_t>(equal_.firsts().size()); }
+  bool done() const { return part_ == Part::kDone; }
 
  private:
   enum class Part { kChoose, kLeaves, kRound, kDone };
@@ -75,10 +76,11 @@ class Descent::Work {
   void keep_order();
 
   // descent_rounds.cpp
-  void begin_round();
+  int64_t stretch_rows() const;
+  void begin_stretch(int64_t first);
   void snapshot(int64_t first, int64_t last);
-  void take_reverse(int32_t row, uint32_t entry);
-  DescentBlock gather(int32_t row, Once* once, int32_t* ids) const;
+  void take_reverse(int32_t row, int64_t slot, uint32_t entry);
+  DescentBlock gather(int64_t slot, Once* once, int32_t* ids) const;
   void join_rows(int64_t first, int64_t last, int thread);
 
   DescentProgress progress(const char* part, int32_t number, double fraction) const;
@@ -114,8 +116,10 @@ class Descent::Work {
   Memory leaders_;
   std::vector<int32_t> order_;  // the distinct rows, near ones together, as the first carving left them
 
-  Memory forward_,
-      backward_;  // [n, degree] and [n, reverse] of id << 1 | fresh, kNobody where there are fewer
+  std::vector<int32_t> place_;                    // [n]: where a row stands in order_
+  int64_t stretch_first_ = 0, stretch_last_ = 0;  // the places that are joined next
+  // [stretch_rows, degree] and [stretch_rows, reverse] of id << 1 | fresh, kNobody where there are fewer
+  Memory forward_, backward_;
 };
 
 constexpr uint32_t kNobody = 0xFFFFFFFFU;

@@ -156,9 +156,11 @@ def self_join(
     rows = quantised if quantised is not None else quantise(x, threads=threads, seed=seed)
     quantising = time.perf_counter() - began
     graph, facts = _grow(rows.q, settings, seed, threads, on_progress)
+    del rows  # at millions of rows the lists alone are hundreds of megabytes: each thing goes when it is done with
     facts.seconds["quantise"] = quantising
     began = time.perf_counter()
     near = graph.candidates(settings.degree)
+    del graph
     indices, similarities = _core.rank_candidates(x, near, k, threads=num_threads(threads))
     facts.seconds["rank"] = time.perf_counter() - began
     return indices.astype(np.int64), similarities, facts

@@ -4,8 +4,9 @@
 //    parts are divided again until none has more than `leaf` rows; all pairs of a leaf are compared. This is done
 //    again with other leaders until little changes. (Ball carving into overlapping leaves: PiPNN, Rubel et al. 2026.)
 // 2. Rounds of NN-descent (Dong, Moses and Li, WWW 2011): the neighbours of a row, in both directions, are compared
-//    with one another if one of them is new. Rounds are synchronous: what is compared depends on the lists as the
-//    round began, and a list's content not on the order of comparisons, so that any number of threads gives the same.
+//    with one another if one of them is new. A round goes through the rows in a few stretches, each synchronous: what
+//    is compared depends on the lists as the stretch began, and a list's content not on the order of comparisons, so
+//    that any number of threads gives the same. (Only a stretch's neighbours are copied: an eighth of the memory.)
 //
 // All work goes through joins of small blocks by int8 tiles (csrc/src/descent_kernels.hpp). Rows whose bytes are equal
 // are one row here: 20,000 equal rows would fill each other's lists and take 20,000^2 comparisons.
@@ -45,7 +46,8 @@ struct DescentProgress {
 
 class Descent {
  public:
-  /// `q` [n, width], row-major, width a multiple of 64; it must outlive this. Throws ValueError on bad settings.
+  /// `q` [n, width], row-major, width a multiple of 64; it must live until `done`. Throws ValueError on bad settings
+  /// and for 2^30 rows and more.
   Descent(span<const int8_t> q, int64_t n, int32_t width, const DescentSettings& settings);
   ~Descent();
   Descent(const Descent&) = delete;
@@ -57,6 +59,7 @@ class Descent {
   /// out [n, m]: the best neighbours found, by (dot product, -id), -1 where there are fewer; never the row itself.
   void candidates(int32_t m, span<int32_t> out) const;
 
+  bool done() const;         // from then on `q` is not read any more
   int64_t nbytes() const;    // of the lists and what the rounds use
   int64_t distinct() const;  // rows that differ from all before them
 
