@@ -25,6 +25,7 @@ from obverse.engine.report.values import (
 __all__ = ["diversity_section"]
 
 _METRICS = {
+    "n": ("Texts", "those that passed the checks"),
     "vendi": ("Vendi score", "effective number of different texts"),
     "vendi_score": ("Vendi score", "effective number of different texts"),
     "mean_cosine": ("Mean pairwise cosine", "0 unrelated, 1 all alike"),
