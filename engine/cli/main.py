@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 
 import click
@@ -15,7 +16,7 @@ __all__ = ["main"]
 _VERBS = {
     "run": ("pipeline", "Carry out a recipe, from targets to report; go on where a run stopped."),
     "sample": ("data", "Draw target triplet sets from a knowledge graph."),
-    "generate": ("data", "Write a text for every target with a language model."),
+    "generate": ("generate", "Write a text for every target with a language model."),
     "check": ("data", "Check texts: mentions, length, echo, duplicates, leaks."),
     "embed": ("data", "Turn texts into vectors."),
     "score": ("data", "Score diversity by nearest neighbours."),
@@ -27,6 +28,7 @@ _VERBS = {
     "decode": ("model", "Predict with a trained model, under constraints if asked."),
     "evaluate": ("model", "Precision, recall, F1 or accuracy with bootstrap intervals."),
     "report": ("pipeline", "Write report.html and metrics.json of a run again."),
+    "export": ("export", "Write a run as a data set with its card, to open with `datasets` or to upload."),
     "catalog": ("catalog", "Compile names into a token trie for constrained decoding and linking."),
     "bench": ("tools", "Measure this machine's rate at each stage."),
     "doctor": ("tools", "Say what this machine can run, what is missing and how to get it."),
@@ -75,14 +77,23 @@ def obverse() -> None:
     """
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as a cluster sends it before it takes a machine away: work ends as it does by Ctrl-C."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
+
+
 def main() -> None:
     """Run the command line; errors that Obverse raises on purpose are printed plainly, without a traceback."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         # A verb that ends by `Exit` has its code given back here, not raised.
         stopped = obverse(prog_name="obverse", standalone_mode=False)
-    except click.exceptions.Abort:
+    except click.exceptions.Abort as abort:
         click.echo("stopped; run the same command again to go on", err=True)
-        sys.exit(130)
+        sys.exit(143 if isinstance(abort.__cause__, _Terminated) else 130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

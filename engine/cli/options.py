@@ -39,15 +39,37 @@ def task() -> Decorator:
 
 
 def settings_options(settings: type[BaseModel], *, skip: tuple[str, ...] = ()) -> Decorator:
-    """Options for every field of ``settings`` (but ``skip``): type, default and help are the field's own."""
+    """Options for every field of ``settings`` (but ``skip``): type, default and help are the field's own.
+
+    Fields of settings within settings are options beside the others, by their own names. Raises ``TypeError`` where
+    two of them have one name.
+    """
+    fields = _leaves(settings)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for name, field in reversed(settings.model_fields.items()):
+        for name, field in reversed(fields.items()):
             if name not in skip:
                 function = _option(name, field)(function)
         return function
 
     return decorate
+
+
+def _leaves(settings: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of ``settings`` and of the settings in it, by name."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in settings.model_fields.items():
+        inner = _inner(field)
+        for leaf, kind in (_leaves(inner) if inner is not None else {name: field}).items():
+            if leaf in found:
+                raise TypeError(f"{settings.__name__} has two fields called '{leaf}'")
+            found[leaf] = kind
+    return found
+
+
+def _inner(field: FieldInfo) -> type[BaseModel] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _option(name: str, field: FieldInfo) -> Decorator:
@@ -81,20 +103,40 @@ class _Json(click.ParamType[Any]):
     name = "json"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value of a JSON text, or of the file after an ``@``."""
         if isinstance(value, dict):
             return value
         try:
-            return json.loads(value)
-        except json.JSONDecodeError as error:
+            return json.loads(Path(value[1:]).read_text(encoding="utf-8") if value.startswith("@") else value)
+        except OSError as error:
+            self.fail(f"can't read {value[1:]}: {error.strerror}", param, ctx)
+        except ValueError as error:
             self.fail(f"not JSON: {error}", param, ctx)
 
 
 def from_options(settings: type[Model], values: dict[str, Any]) -> Model:
     """Build ``settings`` from the options that were given; the rest keep their defaults."""
-    given = {name: values[name] for name in settings.model_fields if name in values and values[name] not in (None, ())}
     try:
-        return settings.model_validate(given)
+        return settings.model_validate(_given(settings, values))
     except ValidationError as error:
         first = error.errors()[0]
-        name = "--" + str(first["loc"][0]).replace("_", "-")
-        raise click.UsageError(f"{name}: {first['msg']}, saw {first.get('input')!r}") from None
+        leaves = _leaves(settings)
+        # The last part of the place that is an option's name; a rule about several fields has no place.
+        named = [str(part) for part in first["loc"] if part in leaves]
+        message = str(first["msg"]).removeprefix("Value error, ")
+        if not named:
+            raise click.UsageError(message) from None
+        flag = "--" + named[-1].replace("_", "-")
+        raise click.UsageError(f"{flag}: {message}, saw {first.get('input')!r}") from None
+
+
+def _given(settings: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for name, field in settings.model_fields.items():
+        inner = _inner(field)
+        if inner is not None:
+            if part := _given(inner, values):
+                given[name] = part
+        elif values.get(name) not in (None, ()):
+            given[name] = values[name]
+    return given

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+from obverse.engine.generate.clean import clean_text
 
 __all__ = ["Backend", "Completion", "Request", "failed", "finish"]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One row to write. ``id`` comes back on its completion; ``seed`` alone decides its random draws."""
 
     id: int
@@ -22,8 +22,7 @@ class Request:
     """The shard it belongs to: a backend that must batch never batches across groups."""
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(NamedTuple):
     """What became of one request; ``text`` is None exactly when ``finish_reason`` is an error."""
 
     id: int
@@ -69,6 +68,6 @@ def finish(request: Request, text: str, reason: str | None, prompt: int | None, 
     """The completion of a row as an engine ended it; an end that is neither stop nor length is an error."""
     if reason in ("stop", "length"):
         # A character of several bytes may be cut in half at the end; engines differ in what they show of it.
-        whole = text.rstrip("\ufffd").strip()
+        whole = clean_text(text.rstrip("\ufffd")).strip()
         return Completion(request.id, whole, reason, prompt, output)
     return failed(request, f"ended by {reason}", prompt)

@@ -3,45 +3,71 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import NamedTuple
 
 import pyarrow as pa
 
-from obverse.engine.errors import InputError, RecipeError
-from obverse.engine.generate.prompts import build_prompt, prompt_source
+from obverse.engine.generate.backends import make_backend, redoes_shards
+from obverse.engine.generate.earlier import EarlierTexts
+from obverse.engine.generate.outputs import retry_rule
+from obverse.engine.generate.prompts import PromptBuilder
 from obverse.engine.generate.protocol import Backend, Completion, Request
-from obverse.engine.generate.settings import GenerateSettings, is_local, model_source, resolve_backend
+from obverse.engine.generate.settings import GenerateSettings
 from obverse.engine.generate.throughput import Throughput
-from obverse.engine.generate.window import OpenShards, RowError
-from obverse.engine.records.fingerprint import folder_mark
-from obverse.engine.records.keys import content_hash, derive_seed
+from obverse.engine.generate.window import OpenShards, whole_table
+from obverse.engine.generate.writer import TextWriter
+from obverse.engine.records.keys import derive_seed
 from obverse.engine.records.schemas import TEXTS, require_columns
+from obverse.engine.records.shards import Shards
 
-__all__ = ["generate", "generate_shards", "make_backend", "model_key"]
+__all__ = [
+    "GenerateReport",
+    "generate",
+    "generate_into",
+    "generate_shards",
+]
 
 STAGE = "generate"
+TAKE_ROWS = 4096
+TAKE_SECONDS = 0.25
 
 
-def make_backend(settings: GenerateSettings, seed: int) -> Backend:
-    """Load the model behind the `Backend` protocol; the caller closes it.
+def generate_into(
+    shards: Shards,
+    targets: Iterable[tuple[int, pa.Table]],
+    settings: GenerateSettings,
+    *,
+    seed: int,
+    earlier: EarlierTexts | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    on_shard: Callable[[int], None] | None = None,
+    throughput: Throughput | None = None,
+    backend: Backend | None = None,
+    rows: int | None = None,
+    journal: str = "",
+    say: Callable[[str], None] | None = None,
+) -> GenerateReport:
+    """Write a text for every row of ``targets`` (index, TARGETS) into ``shards``, each row safe within a second.
 
-    ``seed`` seeds the engine itself; rows have seeds of their own. Raises `MissingPackageError`,
-    `BackendError` (the model can't be loaded) or `RecipeError` (an unknown ``engine`` argument).
+    Finished rows go to a journal beside the shards and into Parquet as their shard becomes whole; what the journal of
+    a process that was stopped holds is not written again, nor what ``earlier`` has. ``on_progress`` is told of rows
+    done (those of the journal too), ``on_shard`` of shards written, from the writer's thread; ``rows`` is how many the
+    whole run has, done ones and all, and ``say`` is told of trouble (see `make_backend`). One process a folder, or one
+    a ``journal`` of its own: hold `records.lock.locked`. Raises what `generate_shards` does, and `RunError` where the
+    disk takes no more.
     """
-    name = resolve_backend(settings)
-    if name == "vllm":
-        from obverse.engine.generate.vllm import VllmBackend
-
-        return VllmBackend(settings, seed)
-    if name == "transformers":
-        from obverse.engine.generate.transformers import TransformersBackend
-
-        return TransformersBackend(settings)
-    from obverse.engine.generate.openai import OpenAIBackend
-
-    return OpenAIBackend(settings)
+    writer = TextWriter(shards, on_shard, journal=journal)
+    known = [found for found in (earlier, writer.recover(use=not redoes_shards(settings))) if found is not None]
+    watch = Watch(throughput or Throughput(), on_progress)
+    window = _window(targets, settings, seed, known)
+    with writer.taking(window.take):
+        make = partial(make_backend, settings, seed, rows, say=say)
+        for _ in _driven(window, make, watch, backend):
+            writer.keep_up(window.pending)
+    return watch.report(window)
 
 
 def generate_shards(
@@ -59,31 +85,104 @@ def generate_shards(
     no row to write; a ``backend`` lent is left open. A row that can't be done has a null text and an
     ``error: ...``. Raises `InputError` (no id, or one twice) and what `make_backend` raises.
     """
-    recorder = throughput if throughput is not None else Throughput()
-    seed_of = partial(derive_seed, seed, STAGE)
-    build = partial(_request, settings=settings, seed_of=seed_of)
-    window = OpenShards(shards, build, settings.model, seed_of)
+    parts: dict[int, list[pa.RecordBatch]] = {}
+    watch = Watch(throughput or Throughput(), on_progress)
+    window = _window(shards, settings, seed, ())
+    for _ in _driven(window, partial(make_backend, settings, seed), watch, backend):
+        for finished in window.take():
+            parts.setdefault(finished.shard, []).append(finished.rows)
+            if finished.ids is not None:
+                yield finished.shard, whole_table(finished.ids, parts.pop(finished.shard))
+
+
+class GenerateReport(NamedTuple):
+    """What a call of `generate_into` did."""
+
+    written: int = 0
+    """Rows that it wrote, the failed ones among them."""
+    failed: int = 0
+    kept: int = 0
+    """Rows that were there already, in the journal or the earlier texts; whole shards aside."""
+    retried: int = 0
+    """Attempts beyond the first."""
+    rejected: Mapping[str, int] = MappingProxyType({})
+    """Attempts that were rejected, by reason."""
+
+
+class Watch:
+    """Who is told of finished rows, and their count."""
+
+    def __init__(self, recorder: Throughput, on_progress: Callable[[int], None] | None) -> None:
+        self.recorder, self.on_progress = recorder, on_progress
+        self._written = self._failed = self._kept = 0
+
+    def see(self, window: OpenShards, done: Sequence[Completion]) -> None:
+        """Count rows that are done now, those whose prompt could not be built and those found among them."""
+        completions = [*window.take_failed(), *done]
+        self.recorder.add_many(completions)
+        self._written += len(completions)
+        self._failed += sum(completion.text is None for completion in completions)
+        found, self._kept = window.kept - self._kept, window.kept
+        if self.on_progress is not None and (completions or found):
+            self.on_progress(len(completions) + found)
+
+    def report(self, window: OpenShards) -> GenerateReport:
+        """The whole count."""
+        return GenerateReport(self._written, self._failed, window.kept, window.retried, dict(window.reasons))
+
+
+def _window(
+    shards: Iterable[tuple[int, pa.Table]], settings: GenerateSettings, seed: int, earlier: Sequence[EarlierTexts]
+) -> OpenShards:
+    return OpenShards(
+        shards,
+        PromptBuilder(settings, seed),
+        model=settings.model,
+        seed_of=partial(_row_seed, seed),
+        earlier=earlier,
+        retry=retry_rule(settings),
+    )
+
+
+def _driven(window: OpenShards, make: Callable[[], Backend], watch: Watch, backend: Backend | None) -> Iterator[None]:
+    """Rows through the engine and back into the window; stops a few times a second, for rows to be taken."""
     requests = window.requests()
     first = next(requests, None)  # decides whether a model is needed at all
-    yield from window.take_whole()
-    _report(window.take_failed(), recorder, on_progress)
+    watch.see(window, ())
+    yield
     if first is None:
         return
     began = time.perf_counter()
-    engine = backend if backend is not None else make_backend(settings, seed)
+    engine = backend if backend is not None else make()
     try:
-        recorder.started(engine.facts(), time.perf_counter() - began)
-        for completion in engine.stream(_chain(first, requests)):
-            window.place(completion)
-            _report([*window.take_failed(), completion], recorder, on_progress)
-            yield from window.take_whole()
-        _report(window.take_failed(), recorder, on_progress)
-        yield from window.take_whole()
+        watch.recorder.started(engine.facts(), time.perf_counter() - began, stats=getattr(engine, "stats", None))
+        source = _chain(first, requests)
+        while True:
+            yield from _streamed(window, engine.stream(source), watch)
+            if not window.waiting:
+                break
+            source = window.requests()
         if window.missing:
             raise RuntimeError(f"the backend left {window.missing} rows unanswered")
+        watch.recorder.backend = engine.facts()  # with what happened meanwhile: restarts, outages
     finally:
         if backend is None:
             engine.close()
+
+
+def _streamed(window: OpenShards, completions: Iterator[Completion], watch: Watch) -> Iterator[None]:
+    seen = float("-inf")  # the first rows are taken at once: before a pause, that may be all for long
+    done: list[Completion] = []
+    for completion in completions:
+        kept = window.place(completion)
+        if kept is not None:
+            done.append(kept)
+        if len(done) >= TAKE_ROWS or (done and time.monotonic() - seen >= TAKE_SECONDS):
+            watch.see(window, done)
+            done, seen = [], time.monotonic()
+            yield
+    watch.see(window, done)
+    yield
 
 
 def generate(
@@ -107,39 +206,10 @@ def generate(
     return pa.concat_tables(tables) if tables else TEXTS.empty_table()
 
 
-def model_key(settings: GenerateSettings) -> str:
-    """A hash of all that decides the texts beside targets and seed: settings, template text, model files.
-
-    A local model counts by its files' names, sizes, and first and last 64 KiB, so that a model trained anew
-    in the same folder is a different model. How many rows are in flight does not count.
-    """
-    facts: dict[str, Any] = settings.model_dump(exclude={"concurrency", "prompt"})
-    facts["prompt"] = prompt_source(settings)
-    facts["backend"] = resolve_backend(settings)
-    if is_local(settings):
-        facts["files"] = folder_mark(model_source(settings))
-    return content_hash(facts)
-
-
-def _request(row: dict[str, Any], index: int, *, settings: GenerateSettings, seed_of: Callable[[int], int]) -> Request:
-    import jinja2
-
-    try:
-        prompt = build_prompt(row, settings)
-    except RecipeError:
-        raise  # no row can do better
-    except (InputError, jinja2.TemplateError, KeyError, TypeError, ValueError) as error:
-        raise RowError(f"no prompt: {error}") from error
-    return Request(row["id"], prompt.text, seed_of(row["id"]), prompt.chat, index)
+def _row_seed(seed: int, row_id: int, attempt: int) -> int:
+    return derive_seed(seed, STAGE if attempt == 0 else f"{STAGE}-{attempt}", row_id)
 
 
 def _chain(first: Request, rest: Iterator[Request]) -> Iterator[Request]:
     yield first
     yield from rest
-
-
-def _report(completions: list[Completion], recorder: Throughput, on_progress: Callable[[int], None] | None) -> None:
-    for completion in completions:
-        recorder.add(completion)
-    if completions and on_progress is not None:
-        on_progress(len(completions))

@@ -53,6 +53,7 @@ class TransformersBackend:
                 near = difflib.get_close_matches(name, ARGUMENTS, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else f"; it takes {', '.join(ARGUMENTS)}"
                 raise RecipeError(f"generate.engine: transformers takes no argument '{name}' here{hint}")
+        _refuse_what_only_vllm_does(settings)
         device = str(user.pop("device", "cuda" if torch.cuda.is_available() else "cpu"))
         user.setdefault("dtype", "float32" if device == "cpu" else "auto")
         source = model_source(settings)
@@ -132,8 +133,25 @@ class TransformersBackend:
                 yield failed(rows[0].request, f"{type(error).__name__}: {error}", len(rows[0].ids))
             return
         for row, (ids, reason) in zip(rows, outputs, strict=True):
-            text = self._tokenizer.decode(ids, skip_special_tokens=True)
-            yield finish(row.request, text, reason, len(row.ids), len(ids))
+            yield finish(row.request, *self._stopped(ids, reason, row))
+
+    def _stopped(self, ids: list[int], reason: str, row: _Row) -> tuple[str, str, int, int]:
+        """A row's text, cut before the first stop string, why it ended, and its tokens in and out.
+
+        As vLLM counts, the token that completes the stop string is the last.
+        """
+        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        stops = self._settings.sampling.stop
+        if not any(stop in text for stop in stops):
+            return text, reason, len(row.ids), len(ids)
+        few, many = 0, len(ids)
+        while many - few > 1:
+            middle = (few + many) // 2
+            part = self._tokenizer.decode(ids[:middle], skip_special_tokens=True)
+            few, many = (few, middle) if any(stop in part for stop in stops) else (middle, many)
+        text = self._tokenizer.decode(ids[:many], skip_special_tokens=True)
+        first = min(place for stop in stops if (place := text.find(stop)) >= 0)
+        return text[:first], "stop", len(row.ids), many
 
     def _generate(self, rows: Sequence[_Row]) -> list[tuple[list[int], str]]:
         """Each row's new ids (the stop token among them, as vLLM counts) and why it ended."""
@@ -149,22 +167,28 @@ class TransformersBackend:
             ids[i, width - len(row.ids) :] = torch.tensor(row.ids)
             mask[i, width - len(row.ids) :] = 1
         settings = self._settings
-        room = [min(settings.max_tokens, self._max_len - len(row.ids)) for row in rows]
+        room = [min(settings.sampling.max_tokens, self._max_len - len(row.ids)) for row in rows]
         # The sampler leaves one token per row, so "greedy" takes what it drew; the model's own
         # generation_config must not filter a second time.
         config = transformers.GenerationConfig(
             max_new_tokens=max(room), do_sample=False, eos_token_id=self._stops or None, pad_token_id=pad
         )
-        sampler = _RowSampler([r.request.seed for r in rows], settings.temperature, settings.top_p)
+        sampler = _RowSampler([r.request.seed for r in rows], settings.sampling.temperature, settings.sampling.top_p)
         with torch.inference_mode(), _own_config(self._model, config), quiet_transformers():
             output = self._model.generate(
                 input_ids=ids.to(self._device),
                 attention_mask=mask.to(self._device),
                 generation_config=config,
                 logits_processor=[sampler],
-                stopping_criteria=[_RoomLeft(width, room)],
+                stopping_criteria=[_RoomLeft(width, room), *self._stop_criteria()],
             )
         return [self._cut(row, room[i]) for i, row in enumerate(output[:, width:].tolist())]
+
+    def _stop_criteria(self) -> list[Any]:
+        import transformers
+
+        stops = self._settings.sampling.stop
+        return [transformers.StopStringCriteria(self._tokenizer, stops)] if stops else []
 
     def _cut(self, ids: list[int], room: int) -> tuple[list[int], str]:
         for i, token in enumerate(ids[:room]):
@@ -211,6 +235,15 @@ class _RoomLeft:
         del scores
         written = input_ids.shape[1] - self._width
         return torch.tensor([written >= room for room in self._room], device=input_ids.device)
+
+
+def _refuse_what_only_vllm_does(settings: GenerateSettings) -> None:
+    for name, given in (("output.structured", settings.output.structured), ("sampling.extra", settings.sampling.extra)):
+        if given:
+            raise RecipeError(
+                f"generate.{name}: the transformers backend can't hold to it; take it out, or set generate.backend to "
+                "'vllm', or to 'openai' with a server that can"
+            )
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> list[int]:

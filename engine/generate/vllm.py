@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import gc
+import inspect
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -21,22 +22,36 @@ from obverse.engine.generate.process_state import ProcessState, quiet_stderr
 from obverse.engine.generate.prompts import encode_prompt
 from obverse.engine.generate.protocol import Completion, Request, failed, finish
 from obverse.engine.generate.settings import GenerateSettings, is_local, model_source
+from obverse.engine.generate.vllm_liveness import watch_process
+from obverse.engine.generate.vllm_stats import SchedulerWatch, watch_scheduler
 
 __all__ = ["VllmBackend"]
 
 CPU_MAX_NUM_SEQS = 128
 CPU_MAX_MODEL_LEN = 4096
 CPU_BATCHED_TOKENS = 8192
+COMPILED_FROM = 20_000  # rows
 KV_BLOCK = 128  # tokens; vLLM's block on a CPU
 SMALL_MODEL_BYTES = 64 << 20
+SAMPLING_ARGUMENTS = (
+    "n",
+    "seed",
+    "output_kind",
+    "structured_outputs",
+    "detokenize",
+    "skip_clone",
+)  # what generate.sampling.extra may not set
 
 
 class VllmBackend:
     """A vLLM engine in this process (its core in another, on a GPU, as vLLM itself chooses)."""
 
-    def __init__(self, settings: GenerateSettings, seed: int) -> None:
+    def __init__(self, settings: GenerateSettings, seed: int, rows: int | None = None) -> None:
+        """``rows``: how many the whole run has, where it is known."""
         self._settings = settings
+        self._long = rows is not None and rows >= COMPILED_FROM
         self._llm: Any = None
+        self._scheduler_watch: SchedulerWatch | None = None
         self._cpu = self._owns_process_group = False
         self._state = ProcessState()
         try:
@@ -85,11 +100,19 @@ class VllmBackend:
             "dtype": dtype,
             "device": "cpu" if self._cpu else current_platform.get_device_name(),
             "batch_invariant": invariant,
+            "compiled": not config.model_config.enforce_eager,
             "max_num_seqs": config.scheduler_config.max_num_seqs,
             "max_model_len": self._max_model_len,
             "window": self._window,
             "threads": torch.get_num_threads() if self._cpu else None,
         }
+
+    def stats(self) -> dict[str, float]:
+        """The scheduler's figures at this moment, under the names of `generate.throughput`.
+
+        Empty where ``disable_log_stats`` was asked for.
+        """
+        return self._scheduler_watch.figures() if self._scheduler_watch is not None else {}
 
     def close(self) -> None:
         """See `protocol.Backend`."""
@@ -126,14 +149,17 @@ class VllmBackend:
             # Engines in one process share vLLM's process groups: closing either would break the other.
             raise BackendError("another vLLM engine is open in this process; close it first")
         # vLLM's CPU sampler sorts the whole vocabulary of every row for top_p; ours gives the same nucleus.
-        self._own_nucleus = self._cpu and self._settings.top_p < 1.0 and not self._in_other_process()
+        sampling = self._settings.sampling
+        self._own_nucleus = self._cpu and sampling.top_p < 1.0 and not sampling.extra and not self._in_other_process()
         self._owns_process_group = not torch.distributed.is_initialized()
         arguments = self._arguments(source, seed, EngineArgs)
         try:
             self._llm = LLM(**arguments)
         except Exception as error:
             raise BackendError(f"vLLM could not load {self._settings.model!r}: {error}") from error
+        watch_process(self._llm.llm_engine)
         self._state.note_changes()
+        self._scheduler_watch = watch_scheduler(self._llm.llm_engine)
         scheduler = self._llm.llm_engine.vllm_config.scheduler_config
         self._max_model_len = int(self._llm.llm_engine.model_config.max_model_len)
         self._window = self._settings.concurrency or 2 * int(scheduler.max_num_seqs)
@@ -153,13 +179,17 @@ class VllmBackend:
                 near = difflib.get_close_matches(name, known - {"model", "seed"}, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
                 raise RecipeError(f"generate.engine: vLLM takes no engine argument '{name}' here{hint}")
-        arguments: dict[str, Any] = {"use_tqdm_on_load": False}
+        arguments: dict[str, Any] = {"use_tqdm_on_load": False, "disable_log_stats": False}
+        if self._settings.output.structured is not None:
+            # The one engine that kept to a schema in every row (see `generate.structured`); blanks between JSON's
+            # parts say nothing, and a model may write them without end.
+            arguments["structured_outputs_config"] = {"backend": "guidance", "disable_any_whitespace": True}
         if self._cpu:
             self._state.set_default({"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
             self._state.set_threads(_threads(source))
             arguments |= self._cpu_arguments(source)
             if self._own_nucleus:
-                arguments["logits_processors"] = [_nucleus_processor(self._settings.top_p)]
+                arguments["logits_processors"] = [_nucleus_processor(self._settings.sampling.top_p)]
         return arguments | self._settings.engine | {"model": source, "seed": seed}
 
     def _cpu_arguments(self, source: str) -> dict[str, Any]:
@@ -181,7 +211,9 @@ class VllmBackend:
         rows = int(user.get("max_num_seqs") or CPU_MAX_NUM_SEQS)
         arguments: dict[str, Any] = {
             "dtype": "float32",
-            "enforce_eager": True,  # a compiled start costs more seconds than a short run takes
+            # A compiled start costs more seconds than a short run takes. The whole run's length decides, never what is
+            # left of it: a compiled model's logits may differ in their last bits.
+            "enforce_eager": not self._long,
             "max_num_seqs": rows,
             "max_model_len": longest,
             # A seeded request whose prompt is split over two steps crashes vLLM's CPU sampler (0.32: "CPU
@@ -195,29 +227,56 @@ class VllmBackend:
 
     def _prepare_sampling(self) -> None:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        self._make_params = partial(
-            SamplingParams,
-            temperature=self._settings.temperature,
-            top_p=1.0 if self._own_nucleus else self._settings.top_p,
-            max_tokens=self._settings.max_tokens,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        sampling, structured = self._settings.sampling, self._settings.output.structured
+        options: dict[str, Any] = {
+            "temperature": sampling.temperature,
+            "top_p": 1.0 if self._own_nucleus else sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "stop": sampling.stop or None,
+            "structured_outputs": None if structured is None else StructuredOutputsParams(**structured),
+            "output_kind": RequestOutputKind.FINAL_ONLY,
+        }
+        self._make_params = partial(SamplingParams, **options, **self._more_sampling())
+        config = self._llm.llm_engine.vllm_config
+        try:  # what no row could be drawn with is known before the first
+            self._make_params(seed=0).verify(
+                config.model_config, config.speculative_config, config.structured_outputs_config, self._tokenizer
+            )
+        except Exception as error:
+            raise RecipeError(f"generate.sampling or generate.output.structured: vLLM refuses it: {error}") from error
+
+    def _more_sampling(self) -> dict[str, Any]:
+        """The user's own sampling parameters; a name that vLLM doesn't know, or is set elsewhere, raises."""
+        from vllm import SamplingParams
+
+        ours = {*SAMPLING_ARGUMENTS, *type(self._settings.sampling).model_fields}
+        known = {name for name in inspect.signature(SamplingParams).parameters if not name.startswith("_")} - ours
+        for name in self._settings.sampling.extra:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                raise RecipeError(f"generate.sampling.extra: vLLM takes no sampling parameter '{name}' here{hint}")
+        return self._settings.sampling.extra
 
     def _admit(self, request: Request) -> Completion | None:
         """Queue a request, or say why it can't be done."""
         settings = self._settings
         try:
             ids = encode_prompt(self._tokenizer, request.prompt, chat=request.chat, system=settings.system)
-            if len(ids) >= self._max_model_len:
-                message = f"the prompt has {len(ids)} tokens; the model takes {self._max_model_len}"
-                return failed(request, message, len(ids))
-            self._llm.llm_engine.add_request(
-                str(request.id), {"prompt_token_ids": ids}, self._make_params(seed=request.seed)
-            )
-        except (ValueError, TypeError) as error:
-            return failed(request, f"refused: {error}")
+        except Exception as error:  # a tokenizer's or a chat template's, about this text
+            return failed(request, f"the prompt can't be encoded: {type(error).__name__}: {error}")
+        if len(ids) >= self._max_model_len:
+            message = f"the prompt has {len(ids)} tokens; the model takes {self._max_model_len}"
+            return failed(request, message, len(ids))
+        params = self._make_params(seed=request.seed)
+        try:
+            self._llm.llm_engine.add_request(str(request.id), {"prompt_token_ids": ids}, params)
+        except Exception as error:
+            if not _is_refusal(error):
+                raise BackendError(f"vLLM's engine failed: {type(error).__name__}: {error}") from error
+            return failed(request, f"refused: {error}", len(ids))
         return None
 
     def _step(self, engine: Any) -> list[Any]:
@@ -225,6 +284,12 @@ class VllmBackend:
             return [output for output in engine.step() if output.finished]
         except Exception as error:
             raise BackendError(f"vLLM's engine failed: {type(error).__name__}: {error}") from error
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether vLLM speaks of the request, not of itself; its own error for that has been no ValueError since 0.32."""
+    named = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, ValueError | TypeError) or "VLLMClientError" in named
 
 
 def _completion(request: Request, output: Any) -> Completion:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from obverse.engine.errors import InputError
 from obverse.engine.records.schemas import TRIPLETS
 
-__all__ = ["ROWS", "as_table", "json_object", "read_rows", "read_table", "write_synthie"]
+__all__ = ["ROWS", "as_table", "json_object", "open_text", "read_rows", "read_table", "rows_table", "write_synthie"]
 
 ROWS = pa.schema(
     [
@@ -49,8 +49,14 @@ def as_table(data: Any) -> pa.Table:
     if isinstance(data, Mapping):
         return pa.table(dict(data))
     if isinstance(data, list):
-        return pa.Table.from_pylist(data)
+        return rows_table(data)
     raise InputError("an Arrow table or a data frame", seen=type(data).__name__)
+
+
+def rows_table(rows: list[dict[str, Any]]) -> pa.Table:
+    """A table of all fields that any of ``rows`` has (pyarrow takes those of the first row alone)."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
 
 
 def read_table(path: Path) -> pa.Table:
@@ -62,7 +68,7 @@ def read_table(path: Path) -> pa.Table:
         raise InputError("an existing file", file=path)
     try:
         return _read_by_kind(path)
-    except (pa.ArrowInvalid, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeError, EOFError, gzip.BadGzipFile) as error:
         raise InputError(f"a readable file ({error})", file=path) from error
 
 
@@ -71,7 +77,7 @@ def _read_by_kind(path: Path) -> pa.Table:
     if path.is_dir():
         return _read_folder(path)
     if name.endswith((".jsonl", ".json", ".ndjson")):
-        return pa.Table.from_pylist(list(_json_lines(path)))
+        return rows_table(list(_json_lines(path)))
     if name.endswith((".csv", ".tsv")):
         options = pa.csv.ParseOptions(delimiter="\t" if name.endswith(".tsv") else ",", newlines_in_values=True)
         return pa.csv.read_csv(path, parse_options=options)
@@ -97,7 +103,8 @@ def _read_arrow(path: Path) -> pa.Table:
     return (pa.ipc.open_file(mapped) if is_file else pa.ipc.open_stream(mapped)).read_all()
 
 
-def _open_text(path: Path) -> IO[str]:
+def open_text(path: Path) -> IO[str]:
+    """Open a text file, gzipped or not, to read."""
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8")
     return path.open(encoding="utf-8")
@@ -115,7 +122,7 @@ def json_object(line: str, path: Path, row: int) -> dict[str, Any]:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with _open_text(path) as handle:
+    with open_text(path) as handle:
         for number, line in enumerate(handle, start=1):
             if line.strip():
                 yield json_object(line, path, number)

@@ -13,6 +13,7 @@ import psutil
 __all__ = ["Progress", "format_seconds"]
 
 Advance = Callable[[int], None]
+Figures = Callable[[], str]
 
 
 def format_seconds(seconds: float) -> str:
@@ -41,20 +42,25 @@ class Progress:
             print(message, file=self.stream, flush=True)
 
     @contextmanager
-    def task(self, name: str, total: int | None, unit: str = "rows", done: int = 0) -> Iterator[Advance]:
-        """Report one task of ``total`` units, of which ``done`` were done before; gives ``advance(n)``."""
+    def task(
+        self, name: str, total: int | None, unit: str = "rows", done: int = 0, *, figures: Figures | None = None
+    ) -> Iterator[Advance]:
+        """Report one task of ``total`` units, of which ``done`` were done before; gives ``advance(n)``.
+
+        ``figures`` gives a few words more for the line, such as an engine's; it is called when a line is shown.
+        """
         if self.quiet:
             yield _ignore
         elif self.stream.isatty():
-            with self._bar(name, total, unit, done) as advance:
+            with self._bar(name, total, unit, done, figures) as advance:
                 yield advance
         else:
-            lines = _Lines(self, name, total, unit, done)
+            lines = _Lines(self, name, total, unit, done, figures)
             yield lines.advance
             lines.finish()
 
     @contextmanager
-    def _bar(self, name: str, total: int | None, unit: str, done: int) -> Iterator[Advance]:
+    def _bar(self, name: str, total: int | None, unit: str, done: int, figures: Figures | None) -> Iterator[Advance]:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -73,15 +79,17 @@ class Progress:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[memory]}"),
+            *([TextColumn("{task.fields[figures]}", markup=False)] if figures else []),
         )
         measured = _Rate()
         with Bars(*columns, console=Console(file=self.stream)) as bars:
-            bar = bars.add_task(name, total=total, completed=done, rate="", memory="")
+            bar = bars.add_task(name, total=total, completed=done, rate="", memory="", figures="")
 
             def advance(n: int) -> None:
                 rate = measured.add(n)
                 shown = "" if rate is None else _format_rate(rate, unit)
-                bars.update(bar, advance=n, rate=shown, memory=f"{_memory_gib():.1f} GiB")
+                said = figures() if figures else ""
+                bars.update(bar, advance=n, rate=shown, memory=f"{_memory_gib():.1f} GiB", figures=said)
 
             yield advance
 
@@ -106,8 +114,16 @@ class _Rate:
 class _Lines:
     """Plain progress lines, at most one every few seconds."""
 
-    def __init__(self, progress: Progress, name: str, total: int | None, unit: str, done: int) -> None:
-        self.progress, self.name, self.total, self.unit = progress, name, total, unit
+    def __init__(
+        self,
+        progress: Progress,
+        name: str,
+        total: int | None,
+        unit: str,
+        done: int,
+        figures: Figures | None = None,
+    ) -> None:
+        self.progress, self.name, self.total, self.unit, self.figures = progress, name, total, unit, figures
         self.before, self.rate = done, _Rate()
         self.started = self.reported = time.perf_counter()
 
@@ -128,6 +144,8 @@ class _Lines:
         position = self.before + self.rate.count
         if position or self.total:
             parts = [f"{position:,}" + (f"/{self.total:,}" if self.total else "") + f" {self.unit}", *parts]
+        if self.figures is not None and (said := self.figures()):
+            parts = [*parts, said]
         self.progress.say(f"  {self.name:<10} {', '.join(parts)}, {_memory_gib():.1f} GiB")
 
 

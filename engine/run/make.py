@@ -6,7 +6,7 @@ import collections
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,11 @@ from obverse.engine.records.files import ROWS, read_rows, read_table
 from obverse.engine.records.keys import derive_seed
 from obverse.engine.records.linearise import triples_of
 from obverse.engine.records.schemas import CHECKS, TARGETS, TEXTS, require_columns
+from obverse.engine.records.shards import write_json
 from obverse.engine.run.context import Context, seeded_order
+
+if TYPE_CHECKING:
+    from obverse.engine.generate.throughput import Throughput
 
 __all__ = ["run_check", "run_data", "run_generate", "run_graph", "run_sample"]
 
@@ -174,47 +178,65 @@ def _label_counts(context: Context) -> dict[str, Any]:
 
 def run_generate(context: Context) -> dict[str, Any]:
     """Write a text for every target, or take the user's."""
-    recipe = context.recipe
+    from obverse.engine.generate.throughput import Throughput
+
+    recipe, recorder = context.recipe, context.recorder or Throughput()
     sources, shards = context.shards("sample", TARGETS), context.shards("generate", TEXTS)
     finished = set(shards.done())
     todo = [index for index in sources.done() if index not in finished]
-    done = shards.num_rows()
     facts: dict[str, Any] = {}
-    with context.progress.task("generate", sources.num_rows(), "rows", done) as advance:
+    total = context.facts("sample").get("rows") or sources.num_rows()
+    done = shards.num_rows()
+    with context.progress.task("generate", total, "rows", done, figures=recorder.line) as advance:
         if recipe.given.generate is not None:
-            results = _given_texts(context, todo, recipe.given.generate)
+            for index, table in _given_texts(context, todo, recipe.given.generate):
+                shards.write(index, table)
+                context.spent()
         else:
-            results = _write_texts(context, todo, facts, advance)
-        for index, table in results:
-            shards.write(index, table)
-            context.spent()
+            facts = _write_texts(context, todo, recorder, advance)
     return facts | _generated(context)
 
 
-def _write_texts(
-    context: Context, todo: list[int], facts: dict[str, Any], advance: Any
-) -> Iterator[tuple[int, pa.Table]]:
-    from obverse.engine.generate.stage import generate_shards
-    from obverse.engine.generate.throughput import Throughput
+def _write_texts(context: Context, todo: list[int], recorder: Throughput, advance: Any) -> dict[str, Any]:
+    from obverse.engine.generate.backends import model_key
+    from obverse.engine.generate.folder import MARKER, earlier_texts
+    from obverse.engine.generate.stage import generate_into
 
     sources, recipe = context.shards("sample", TARGETS), context.recipe
-    recorder = Throughput()
-    yield from generate_shards(
+    same = {"model": model_key(recipe.generate), "seed": context.seed("generate")}
+    write_json(context.home / MARKER, same)
+    report = generate_into(
+        context.shards("generate", TEXTS),
         ((index, sources.read(index)) for index in todo),
         recipe.generate,
         seed=context.seed("generate"),
+        # A run that was extended, or whose targets changed, finds what it wrote before.
+        earlier=earlier_texts([context.folder / "earlier"], same),
         on_progress=advance,
+        on_shard=lambda _: context.spent(),
         throughput=recorder,
+        rows=context.num_targets(),
+        say=context.progress.say,
     )
-    facts |= {"throughput": [list(sample) for sample in recorder.samples], **_speed(recorder.summary())}
+    facts = {"throughput": [list(sample) for sample in recorder.samples], **_speed(recorder.summary())}
+    facts["retried"], facts["rejected"] = report.retried, dict(report.rejected)
+    if report.kept:
+        context.progress.say(f"  generate   {report.kept:,} rows were written before")
+    return facts
 
 
 def _speed(summary: dict[str, Any]) -> dict[str, Any]:
-    """What the report shows of a recorder's summary (counts come from the table: a resumed run has it whole)."""
+    """What the report shows of a recorder's summary (counts come from the table: a resumed run has it whole).
+
+    ``speed`` is of the process that wrote last, and goes into run.json.
+    """
+    rates = ("rows_per_second", "prompt_tokens_per_second", "output_tokens_per_second")
+    wanted = (*rates, "engine", "price", "dollars_per_million_rows")
     return {
         "backend": summary["backend"],
         "start_seconds": summary["start_seconds"],
         "tokens_per_s": summary["output_tokens_per_second"],
+        "speed": {name: summary[name] for name in wanted if summary.get(name)},
     }
 
 
@@ -268,7 +290,7 @@ def run_check(context: Context) -> dict[str, Any]:
     with context.progress.task("check", texts.num_rows(), "rows", shards.num_rows()) as advance:
         for index in texts.done():
             if index in finished:
-                checker.replay(targets.read(index), texts.read(index))
+                checker.replay(targets.read(index), texts.read(index), shards.read(index))
                 continue
             table = checker.check(targets.read(index), texts.read(index))
             shards.write(index, table)

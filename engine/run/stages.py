@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from obverse.engine.embed.folder import find_model
-from obverse.engine.generate.stage import model_key
+from obverse.engine.generate.backends import model_key
 from obverse.engine.recipe import Recipe
 from obverse.engine.records.fingerprint import file_hash, folder_mark
 from obverse.engine.records.models import resolve_model
@@ -66,7 +66,7 @@ def _graph(recipe: Recipe) -> dict[str, Any]:
 GRAPH = Stage("graph", 1, (), _graph, run_graph, "entities")
 DATA = Stage("data", 1, (), _data, run_data)
 SAMPLE = Stage("sample", 1, ("graph", "data"), _sample, run_sample, "sets")
-GENERATE = Stage("generate", 1, ("sample",), _generate, run_generate)
+GENERATE = Stage("generate", 2, ("sample",), _generate, run_generate)
 CHECK = Stage("check", 1, ("data", "graph", "sample", "generate"), _section("check"), run_check)
 EMBED = Stage("embed", 2, ("generate", "check"), _embed, run_embed, "texts")
 SCORE = Stage("score", 3, ("data", "embed"), _section("score"), run_score)

@@ -22,8 +22,8 @@ Targets = Callable[..., pa.Table]
 ROWS = 32
 
 
-def settings_for(model: Path, backend: str, **more: Any) -> GenerateSettings:
-    values = {"prompt": "facts", "max_tokens": 40} | more
+def settings_for(model: Path, backend: str, sampling: dict[str, Any] | None = None, **more: Any) -> GenerateSettings:
+    values = {"prompt": "facts", "sampling": {"max_tokens": 40} | (sampling or {})} | more
     return GenerateSettings(model=str(model), backend=backend, **values)
 
 
@@ -100,7 +100,8 @@ def test_greedy_rows_agree_between_vllm_and_transformers(
 ) -> None:
     targets = make_targets(range(ROWS))
     first, second = (
-        generate(targets, settings_for(tiny_model, name, temperature=0.0), seed=5) for name in ("vllm", "transformers")
+        generate(targets, settings_for(tiny_model, name, sampling={"temperature": 0.0}), seed=5)
+        for name in ("vllm", "transformers")
     )
     assert first.equals(second)
     assert not first.equals(sampled)

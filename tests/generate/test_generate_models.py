@@ -22,8 +22,8 @@ ROWS = 40
 Targets = Callable[..., pa.Table]
 
 
-def settings_for(model: Path, backend: str, **more: Any) -> GenerateSettings:
-    values = {"prompt": "facts", "max_tokens": 48} | more
+def settings_for(model: Path, backend: str, sampling: dict[str, Any] | None = None, **more: Any) -> GenerateSettings:
+    values = {"prompt": "facts", "sampling": {"max_tokens": 48} | (sampling or {})} | more
     return GenerateSettings(model=str(model), backend=backend, **values)
 
 
@@ -81,7 +81,9 @@ def test_rows_are_the_same_in_any_shards_and_order(
 def test_long_prompts_fail_alone_and_full_steps_do_not_split_a_prompt(
     vllm_backend: Backend, tiny_model: Path, make_targets: Targets
 ) -> None:
-    settings = settings_for(tiny_model, "vllm", prompt="{{ triplets[0].subject }}", max_tokens=4)
+    settings = settings_for(
+        tiny_model, "vllm", prompt="{{ triplets[0].subject }}", sampling={"max_tokens": 4}, output={"retry_on": []}
+    )
     long, too_long = "x" * 440, "y" * 600
     # 30 prompts of 440 tokens are more than one step's 8,192: vLLM would split one, and crash on its seed.
     targets = pa.concat_tables(
@@ -99,7 +101,7 @@ def test_long_prompts_fail_alone_and_full_steps_do_not_split_a_prompt(
 
 
 def test_a_row_near_the_models_end_is_cut_there(vllm_backend: Backend, tiny_model: Path, make_targets: Targets) -> None:
-    settings = settings_for(tiny_model, "vllm", prompt="{{ triplets[0].subject }}", temperature=0.0)
+    settings = settings_for(tiny_model, "vllm", prompt="{{ triplets[0].subject }}", sampling={"temperature": 0.0})
     targets = make_targets(range(10, 20), name="z" * 490)  # 494 tokens: room for 18
     rows = texts(generate(targets, settings, seed=5, backend=vllm_backend))
     assert all(row[4] <= 18 for row in rows)

@@ -135,3 +135,20 @@ def test_real_sets_read() -> None:
     assert rows.num_rows == 499
     assert sum(len(triplets) for triplets in rows["triplets"].to_pylist()) == 1704
     assert read_rows(DATA / "sst2_supergen.jsonl.gz", task="classification").num_rows == 6000
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_fields_that_only_later_rows_have_are_kept_and_what_is_no_text_is_named(tmp_path: Path, streamed: bool) -> None:
+    from obverse.engine.records.streams import TableStream
+
+    def read(text: str) -> pa.Table:
+        path = tmp_path / "rows.jsonl"
+        path.write_text(text)
+        return next(TableStream(path).tables(10)) if streamed else read_table(path)
+
+    rows = [{"id": 0}, {"id": 1, "topic": "tea"}, {"topic": "salt", "tags": ["a"]}]
+    table = read("".join(json.dumps(row) + "\n" for row in rows))
+    assert table.to_pylist() == [{"id": None, "topic": None, "tags": None} | row for row in rows]
+    for text in ('{"a": "\\ud800"}\n', '{"a": "x"}\n{"a": 3}\n', '{"a": 3}\n{"a": "x"}\n'):
+        with pytest.raises(InputError, match=r"rows\.jsonl: expected a (whole, )?readable file"):
+            read(text)

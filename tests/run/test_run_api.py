@@ -27,7 +27,7 @@ def test_the_stages_chain_through_data_frames(graph_file: Path) -> None:
     targets = obverse.sample(graph_file, samples=8, seed=1, max_triplets=1)
     assert targets.schema.equals(TARGETS)
     assert targets["id"].to_pylist() == list(range(8))
-    texts = obverse.generate(targets, seed=1, backend="transformers", max_tokens=32, temperature=0.0)
+    texts = obverse.generate(targets, seed=1, backend="transformers", sampling={"max_tokens": 32, "temperature": 0.0})
     assert texts.schema.equals(TEXTS)
     frame = texts.to_pandas()
     assert isinstance(frame, pd.DataFrame)

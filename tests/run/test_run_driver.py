@@ -132,7 +132,7 @@ def test_two_processes_refuse_each_other(tmp_path: Path) -> None:
         "os.write(h, b'4711'); print('held', flush=True); sys.stdin.read()"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", holder, str(out / "run.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", holder, str(out / ".run.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     try:
         assert child.stdout is not None
@@ -188,6 +188,6 @@ def test_public_names_are_sorted_and_exist() -> None:
 def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
-    (out / "run.lock").write_text("999999\n")
+    (out / ".run.lock").write_text("999999\n")
     run_recipe(_recipe(tmp_path), out, until="data")
-    assert (out / "run.lock").read_text() == f"{os.getpid()}\n"
+    assert (out / ".run.lock").read_text() == f"{os.getpid()}\n"

@@ -64,7 +64,7 @@ samples = {SAMPLES}
 max_triplets = 2
 [generate]
 backend = "transformers"
-max_tokens = 48
+sampling.max_tokens = 48
 [check]
 min_mention_recall = 0.0
 near_duplicate = 1.0
