@@ -159,8 +159,8 @@ def _saved(vectors: npt.NDArray[Any], folder: str) -> Path:
     return path
 
 
-def measure(quick: bool, parts: Sequence[str], rounds: int) -> Iterator[Row]:
-    """The parts' rows."""
+def measure(quick: bool, parts: Sequence[str], rounds: int, leave_out: Sequence[str] = ()) -> Iterator[Row]:
+    """The parts' rows, without the providers ``leave_out`` at a million rows."""
     if quick:
         with tempfile.TemporaryDirectory() as folder:
             path = _saved(clustered(12_000, 384), folder)
@@ -182,7 +182,7 @@ def measure(quick: bool, parts: Sequence[str], rounds: int) -> Iterator[Row]:
         yield from join_rows("exact", path, shape, rounds=1, sample=1000, leave_out=slow)
     if "approximate-1m" in parts:
         path, shape = grown(1_000_000)
-        yield from join_rows("approximate", path, shape, rounds=1, sample=1000, patience=8)
+        yield from join_rows("approximate", path, shape, rounds=1, sample=1000, patience=8, leave_out=leave_out)
     if "threshold" in parts:
         from benchmarks.neighbours_sets import threshold_rows
 
@@ -201,11 +201,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, help="append rows with provenance to this file")
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}, cuda")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each provider at 65,536 rows")
+    parser.add_argument("--leave-out", default="", help="providers not to run at a million rows, by commas")
     options = parser.parse_args(argv)
     from benchmarks.harness import as_json, as_text
 
     parts = options.only.split(",")
-    found: Iterator[Row] = measure(options.quick, parts, options.rounds)
+    found: Iterator[Row] = measure(options.quick, parts, options.rounds, options.leave_out.split(","))
     if _on_cuda():
         from benchmarks.neighbours_cuda import cuda_rows
 
