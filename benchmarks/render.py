@@ -85,11 +85,14 @@ HEADLINES = (
 SHOWN = {"decoding": ("decoding",), "losses": ("losses",), "diversity": ("neighbours", "embedding", "dedup")}
 LEFT_OUT = (" against ", ", cold caches", " and going on", "clone of", "hand-chunked", ", chunks of", "torch.mm")
 
+# Rows of one benchmark that may stand in one table; this one takes an hour and is measured part by part.
+TOGETHER = {"neighbours": timedelta(hours=5)}
+
 Rows = list[dict[str, str]]
 
 
 def _newest(folder: Path) -> Rows:
-    """The last row of every measurement; of a benchmark, none from 2.5 hours and more before its last."""
+    """The last row of every measurement; of a benchmark, none from hours (`TOGETHER`) before its last."""
     newest: dict[tuple[str, ...], dict[str, str]] = {}
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="", encoding="utf-8") as handle:
@@ -99,7 +102,11 @@ def _newest(folder: Path) -> Rows:
     for row in newest.values():
         when = datetime.fromisoformat(row["date"])
         last[row["bench"]] = max(last.get(row["bench"], when), when)
-    return [r for r in newest.values() if last[r["bench"]] - datetime.fromisoformat(r["date"]) < timedelta(hours=2.5)]
+    return [row for row in newest.values() if _age(row, last) < TOGETHER.get(row["bench"], timedelta(hours=2.5))]
+
+
+def _age(row: dict[str, str], last: dict[str, datetime]) -> timedelta:
+    return last[row["bench"]] - datetime.fromisoformat(row["date"])
 
 
 def _table(rows: Rows) -> list[str]:
