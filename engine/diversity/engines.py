@@ -29,7 +29,8 @@ _SMALL = 20_000
 _EXACT_SECONDS = 900.0
 # Neighbours that descent's lists have room for.
 _MOST_DESCENT = 160
-_CALIBRATION = (8_192, 24_576)
+# The larger one so large that the part which grows with the square outweighs the rest, and its noise.
+_CALIBRATION = (16_384, 65_536)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def choose(engine: str, job: Job) -> Choice:
 def predicted_seconds(job: Job) -> float:
     """Seconds of an exact join, from those of two samples: a N + b N^2, as the work is.
 
-    An upper bound in most cases: in a larger set the neighbours are nearer, so that bounds leave out more pairs.
+    Bounds leave out more or fewer pairs of a larger set, as its neighbours are nearer or its rows harder to tell apart.
     """
     measured = []
     for size in _CALIBRATION:
