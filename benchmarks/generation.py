@@ -71,7 +71,7 @@ def _rows(op: str, shape: str, found: Comparison, *, unit: str = "tokens/s") -> 
 
 def bare(quick: bool) -> Iterator[Row]:
     """Ours and bare vLLM on the same requests."""
-    count, repeats = (128, 2) if quick else (2048, 5)
+    count, repeats = (128, 2) if quick else (1024, 3)
     batches = () if quick else (50,)
     found = compare_with_bare(_settings("demo", 96), _targets(count), repeats=repeats, batches=batches)
     yield from _rows("generate", f"embedded model, {count:,} rows", found)
@@ -79,7 +79,7 @@ def bare(quick: bool) -> Iterator[Row]:
         return
     with tempfile.TemporaryDirectory(prefix="obverse-model-") as folder:
         model, size = make_llama(Path(folder), SMALL)
-        found = compare_with_bare(_settings(str(model), 48, prompt="facts"), _targets(128), repeats=5)
+        found = compare_with_bare(_settings(str(model), 48, prompt="facts"), _targets(128), repeats=3)
     yield from _rows("generate", f"{size / 1e6:.0f}M random weights, 128 rows", found)
 
 

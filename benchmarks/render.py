@@ -71,7 +71,7 @@ HEADLINES = (
     ("decoding", "open, warm cache", "6,000,000", "open"),
     ("decoding", "size", "6,000,000", "file a name"),
     ("decoding", "validity", "", "valid"),
-    ("generation", "", "", ""),
+    ("generation", "", "", "rate"),
     ("losses", "imp ce fwd+bwd, cold heap", "[4096,32128]", "time"),
     ("losses", "dimp ce fwd+bwd, warm heap", "[4096,32128]", "time"),
     ("losses", "dimp ce fwd+bwd, in place, cold heap", "[4096,32128]", "time"),
@@ -82,7 +82,12 @@ HEADLINES = (
     ("neighbours", "approximate self-join", "1,000,000", "recall"),
     ("embedding", "20 tokens", "", "time"),
 )
-SHOWN = {"decoding": ("decoding",), "losses": ("losses",), "diversity": ("neighbours", "embedding", "dedup")}
+SHOWN = {
+    "decoding": ("decoding",),
+    "losses": ("losses",),
+    "diversity": ("neighbours", "embedding", "dedup"),
+    "throughput": ("generation", "faults"),
+}
 LEFT_OUT = (" against ", ", cold caches", " and going on", "clone of", "hand-chunked", ", chunks of", "torch.mm")
 
 # Rows of one benchmark that may stand in one table; this one takes an hour and is measured part by part.
