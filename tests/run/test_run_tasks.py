@@ -94,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    pytest.importorskip("openai")
+    pytest.importorskip("aiohttp")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
     found = Server()
     threading.Thread(target=found.serve_forever, args=(0.02,), daemon=True).start()
@@ -104,38 +104,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     found.server_close()
 
 
-def _recipe(folder: Path, server: Server) -> Recipe:
-    edges = [f"City {i}\tcountry\tLand {i % 7}" for i in range(80)]
-    (folder / "triples.tsv").write_text("subject\tpredicate\tobject\n" + "\n".join(edges) + "\n")
-    rows = []
-    for i in range(40):
-        names = {"subject": f"Town {i}", "predicate": "country", "object": "Land 1"}
-        rows.append({"text": f"Town {i}.", "triplets": [{k: {"surfaceform": v, "uri": v} for k, v in names.items()}]})
-    (folder / "real.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "recipe.toml").write_text(f"""
-name = "many"
-task = "extraction"
-seed = 3
-shard_rows = {SHARD_ROWS}
-[data]
-real = "real.jsonl"
-checker_rows = 10
-selection_rows = 5
-[sample]
-graph = "{folder / "triples.tsv"}"
-samples = {ROWS}
-[generate]
-backend = "openai"
-model = "m"
-base_url = "http://127.0.0.1:{server.server_address[1]}/v1"
-prompt = "instruct"
-[check]
-min_mention_recall = 0.0
-drop_truncated = false
-near_duplicate = 1.0
-leak_targets = false
-""")
-    return load_recipe(folder / "recipe.toml")[0]
+@pytest.fixture
+def recipe(tmp_path: Path, server: Server, city_recipe: Callable[..., Path]) -> Recipe:
+    address = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    generate = f'backend = "openai"\nmodel = "m"\nbase_url = "{address}"\nprompt = "instruct"'
+    return load_recipe(city_recipe(tmp_path, generate, samples=ROWS, shard_rows=SHARD_ROWS))[0]
 
 
 def _job(recipe: Recipe, run: Path, stage: str) -> Job:
@@ -150,9 +123,8 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def job(tmp_path: Path, server: Server) -> Job:
+def job(tmp_path: Path, recipe: Recipe) -> Job:
     """A run whose targets are drawn and whose texts are to be written."""
-    recipe = _recipe(tmp_path, server)
     run_recipe(recipe, tmp_path / "run", until="sample")
     return _job(recipe, tmp_path / "run", "generate")
 
