@@ -116,7 +116,7 @@ class _Texts:
                 table = read_table(file)
                 names, batches = table.column_names, table.to_batches(max_chunksize=8192)
             else:
-                opened = pq.ParquetFile(file)
+                opened = pq.ParquetFile(file, pre_buffer=False)
                 names = opened.schema_arrow.names
                 batches = opened.iter_batches(8192, columns=["text"]) if "text" in names else []
             if "text" not in names:

@@ -87,7 +87,7 @@ class TextSource:
 
     def _tables(self, file: Path) -> Iterator[pa.RecordBatch]:
         if file.suffix == ".parquet":
-            with pq.ParquetFile(file) as parquet:
+            with pq.ParquetFile(file, pre_buffer=False) as parquet:  # else it keeps what it has read
                 self._require(parquet.schema_arrow.names, file)
                 yield from parquet.iter_batches(_PIECE, columns=["id", self.column])
         elif file.suffix == ".arrow":

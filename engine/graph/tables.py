@@ -178,7 +178,7 @@ def _positional(cells: list[str], path: Path) -> list[str]:
 
 def _parquet_batches(path: Path) -> Iterator[_Batch]:
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, pre_buffer=False)  # else it keeps what it has read
     except pa.ArrowInvalid as error:
         raise InputError("a Parquet file", file=path, seen=str(error)) from error
     with file:

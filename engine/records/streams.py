@@ -91,7 +91,7 @@ def _groups_from(file: Path, first: int) -> tuple[list[int], int]:
 
 def _pieces(file: Path, rows: int, groups: list[int] | None) -> Iterator[pa.Table]:
     if file.suffix == ".parquet":
-        with pq.ParquetFile(file) as parquet:
+        with pq.ParquetFile(file, pre_buffer=False) as parquet:  # else it keeps what it has read
             for batch in parquet.iter_batches(rows, row_groups=groups):
                 yield pa.Table.from_batches([batch])
     elif file.suffix == ".arrow":

@@ -121,7 +121,7 @@ class PartStream(TableStream):
             return 0, first
         row = count = 0
         for file in source.files:
-            with pq.ParquetFile(file) as parquet:
+            with pq.ParquetFile(file, pre_buffer=False) as parquet:  # else it keeps what it has read
                 for batch in parquet.iter_batches(1 << 20, columns=["id"]):
                     own = np.flatnonzero(in_shard(_ids(batch), self.part.i, self.part.n))
                     if count + len(own) > first:
