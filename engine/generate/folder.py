@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from obverse.engine.errors import RunError
+from obverse.engine.errors import InputError, RunError
 from obverse.engine.generate.backends import model_key
 from obverse.engine.generate.earlier import EarlierTexts
 from obverse.engine.generate.settings import GenerateSettings
@@ -112,6 +112,8 @@ class TextFolder:
         first = next(index for index in range(len(done) + 1) if index not in done)
         tables = self.source.tables(self.shard_rows, first=first * self.shard_rows)
         for index, table in enumerate(tables, start=first):
+            if "id" not in table.column_names:
+                raise InputError("a column 'id'", file=self.source.path, field="id", seen=table.column_names)
             if index not in done:
                 yield index, table
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from obverse.engine.errors import BackendError, RunError
+from obverse.engine.errors import BackendError, InputError, RunError
 from obverse.engine.generate import Completion, GenerateSettings, Request, generate_shards
 from obverse.engine.generate.folder import TextFolder
 from obverse.engine.generate.writer import journal_of
@@ -169,6 +169,12 @@ def test_a_row_whose_prompt_changed_is_written_anew(writer: ModuleType, make_tar
     save(changed, targets)
     assert sorted(gone_on(writer, out, targets)) == list(range(100, 300))
     assert all("City" in row["text"] for row in texts(out).to_pylist() if row["id"] >= 100 and row["text"])
+
+
+def test_targets_without_ids_are_named(writer: ModuleType, make_targets: Targets, tmp_path: Path) -> None:
+    targets = save(make_targets(range(3)).drop_columns("id"), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"t\.parquet, field 'id': expected a column 'id', saw \['triplets'"):
+        gone_on(writer, tmp_path / "out", targets)
 
 
 def test_failed_rows_are_tried_again_only_if_asked(writer: ModuleType, make_targets: Targets, tmp_path: Path) -> None:
