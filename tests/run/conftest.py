@@ -1,9 +1,10 @@
-"""A small recipe over a graph of made-up cities, for tests of whole runs."""
+"""A small recipe over a graph of made-up cities, and a chat server's answer, for tests of whole runs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,21 @@ def city_recipe() -> Callable[..., Path]:
         return folder / "recipe.toml"
 
     return write
+
+
+@pytest.fixture(scope="session")
+def send_chat() -> Callable[[BaseHTTPRequestHandler, str], None]:
+    """Sends a text as an OpenAI-compatible server does."""
+
+    def send(handler: BaseHTTPRequestHandler, text: str) -> None:
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+        body = {"id": "a", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+        data = json.dumps(body | {"usage": usage}).encode()
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(data)))
+        handler.end_headers()
+        handler.wfile.write(data)
+
+    return send

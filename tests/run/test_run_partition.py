@@ -274,6 +274,7 @@ class _Server(ThreadingHTTPServer):
 
     daemon_threads, request_queue_size = True, 128
     asked = 0
+    send: Callable[[BaseHTTPRequestHandler, str], None]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -282,25 +283,17 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked += 1  # type: ignore[attr-defined]
-        text = f"{body['messages'][-1]['content'][-60:]} {body['seed']}"
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
-        answer = {"id": "a", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-        data = json.dumps(answer | {"usage": usage}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        self.server.send(self, f"{body['messages'][-1]['content'][-60:]} {body['seed']}")  # type: ignore[attr-defined]
 
     def log_message(self, *_: object) -> None:
         return
 
 
 @pytest.fixture
-def server() -> Iterator[_Server]:
+def server(send_chat: Callable[[BaseHTTPRequestHandler, str], None]) -> Iterator[_Server]:
     pytest.importorskip("aiohttp")
     found = _Server(("127.0.0.1", 0), _Handler)
+    found.send = send_chat
     threading.Thread(target=found.serve_forever, args=(0.02,), daemon=True).start()
     yield found
     found.shutdown()

@@ -33,6 +33,7 @@ class Server(ThreadingHTTPServer):
     """An OpenAI-compatible server whose answers depend on prompt and seed alone, slowly."""
 
     daemon_threads, request_queue_size = True, 128
+    send: Callable[[BaseHTTPRequestHandler, str], None]
 
     def __init__(self, delay_s: float) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -52,24 +53,17 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(self.server.delay_s)
         prompt = body["messages"][-1]["content"]
         self.server.asked[f"{body['seed']}|{prompt}"] += 1
-        choice = {"index": 0, "message": {"role": "assistant", "content": f"{prompt[-60:]} {body['seed']}"}}
-        answer = {"id": "a", "object": "chat.completion", "created": 1, "model": "m"}
-        usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
-        data = json.dumps(answer | {"choices": [choice | {"finish_reason": "stop"}], "usage": usage}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        self.server.send(self, f"{prompt[-60:]} {body['seed']}")
 
     def log_message(self, *_: object) -> None:
         return
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server(send_chat: Callable[[BaseHTTPRequestHandler, str], None]) -> Iterator[Server]:
     pytest.importorskip("aiohttp")
     found = Server(0.05)
+    found.send = send_chat
     threading.Thread(target=found.serve_forever, args=(0.02,), daemon=True).start()
     yield found
     found.shutdown()

@@ -46,6 +46,7 @@ class Server(ThreadingHTTPServer):
     """An OpenAI-compatible server whose answers depend on prompt and seed alone; it can stop answering."""
 
     daemon_threads, request_queue_size = True, 128
+    send: Callable[[BaseHTTPRequestHandler, str], None]
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -78,25 +79,20 @@ class Handler(BaseHTTPRequestHandler):
             return
         with self.server.lock:
             self.server.asked[f"{body['seed']}|{prompt}"] += 1
-        choice = {"index": 0, "message": {"role": "assistant", "content": f"{prompt[-60:]} {body['seed']}"}}
-        answer = {"id": "a", "object": "chat.completion", "created": 1, "model": "m"}
-        usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
-        data = json.dumps(answer | {"choices": [choice | {"finish_reason": "stop"}], "usage": usage}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        self.server.send(self, f"{prompt[-60:]} {body['seed']}")
 
     def log_message(self, *_: object) -> None:
         return
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(
+    send_chat: Callable[[BaseHTTPRequestHandler, str], None], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Server]:
     pytest.importorskip("aiohttp")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
     found = Server()
+    found.send = send_chat
     threading.Thread(target=found.serve_forever, args=(0.02,), daemon=True).start()
     yield found
     found.go.set()
